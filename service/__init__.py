@@ -1,0 +1,1 @@
+"""LEViT Stream's shell: every effect (network, disk, clock, processes) lives here."""

@@ -1,0 +1,1 @@
+"""The process that speaks HTTP: async at the edge, never behind training."""

@@ -1,0 +1,1 @@
+"""The seam: the learner as the service sees it, in numpy."""

@@ -1,0 +1,198 @@
+"""The learner as the service sees it: numpy arrays and plain values, never a tensor.
+
+`Engine` learns (worker), `Predictor` answers (API); `service.engine.levit` implements both with
+torch, the tests' toy engine without. An engine does not know Redis, files or clocks.
+Dimension key: B batch, M members of the replay memory; a sample has the shape of its InputSchema.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.inputs import InputSchema
+from service.settings import Settings
+
+Array = NDArray[Any]
+Tensors = Mapping[str, Array]
+"""Named arrays, as a safetensors file holds them."""
+Label = int | str
+Labels = NDArray[np.int64] | Sequence[str]
+"""One per sample: integers >= 0 with -1 for none, or strings with "" for none."""
+MemberId = tuple[int, int]
+"""A sample of the log: (entry number, index in its batch)."""
+
+
+class EntryRefused(Exception):
+    """This entry cannot be learned (non-finite loss); the engine is as it was before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveReport:
+    """What one `observe` did."""
+
+    step: int
+    """Entries learned so far, this one included."""
+    expert: int
+    """Id of the expert that was active while this entry was learned."""
+    labelled: int
+    """Samples of the batch with a label."""
+    correct: int
+    """Labelled samples predicted right before they were learned (test-then-train)."""
+    novelty: float | None
+    """The memory's novelty after this entry; None while the memory is not full."""
+    expanded: bool
+    """Whether the mixture expanded after this entry."""
+    loss: Mapping[str, float]
+    """Mean of the loss terms over the entry's training samples, in nats: `cross_entropy`,
+    `negative_elbo`."""
+    added: Sequence[int]
+    """Indexes into the batch of the samples that are now in the replay memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertInfo:
+    """One expert, as GET /experts shows it."""
+
+    id: int
+    state: str
+    """`active` or `frozen`."""
+    born_step: int
+    frozen_step: int | None
+    novelty: float | None
+    """The novelty that caused this expert's birth; None for the first two."""
+    samples: int
+    """Arriving samples it was trained on."""
+    classes: Sequence[Label]
+    """Classes it has seen, in order of first appearance."""
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """All that can be watched of a learner; plain values, JSON-able by `dataclasses.asdict`."""
+
+    step: int = 0
+    samples_learned: int = 0
+    samples_labelled: int = 0
+    samples_correct: int = 0
+    """Labelled samples predicted right before they were learned, since the start."""
+    classes: Sequence[Label] = ()
+    experts: Sequence[ExpertInfo] = ()
+    expansions: int = 0
+    expansions_refused: Mapping[str, int] = field(default_factory=dict)
+    """Refused expansions by reason (`max_experts`)."""
+    novelty: float | None = None
+    threshold: float = 0.0
+    prequential_accuracy: float | None = None
+    """Faded over about the last 1,000 labelled samples, 0 to 1."""
+    prequential_by_class: Sequence[float | None] = ()
+    """The same per class, aligned with `classes`."""
+    replay_capacity: int = 0
+    replay_by_class: Sequence[int] = ()
+    """Members of the replay memory per class, aligned with `classes`."""
+    replay_unlabelled: int = 0
+    loss: Mapping[str, float] = field(default_factory=dict)
+    parameters: int = 0
+    state_bytes: int = 0
+    """Bytes of the whole state: experts, optimiser, replay memory, bookkeeping."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """Everything an engine is, but the replay payloads (those lie in Redis, by member id)."""
+
+    frozen: Mapping[int, Tensors]
+    """Per frozen expert id its arrays; their bytes never change while the expert exists."""
+    served: Tensors
+    """With `frozen`, all arrays that a Predictor needs."""
+    training: Tensors
+    """The remaining arrays: optimiser, generator, replay bookkeeping."""
+    members: NDArray[np.int64]
+    """Ids of the replay memory's samples, [M, 2] (entry number, index), in memory order."""
+    values: Mapping[str, Any]
+    """The plain values, JSON-able; a Predictor and an Engine both read them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """Replay payloads for `EngineState.members`, in the same order."""
+
+    x: Sequence[Array]
+    """Each sample as it arrived, shape of the schema, uint8 or float32."""
+    labels: Sequence[Label | None]
+
+
+class Engine(Protocol):
+    """The learner that learns; only the worker's main thread touches it."""
+
+    def observe(self, entry_number: int, x: Array, labels: Labels | None) -> ObserveReport:
+        """Learn once from one mini-batch; wholly or not at all.
+
+        Args:
+            entry_number: ordinal of the entry in its stream, counted from 1.
+            x: samples [B, ...] in the wire layout of the schema, uint8 or float32.
+            labels: one per sample, or None when there are none at all.
+
+        Raises:
+            EntryRefused: the loss or a gradient was not finite; the state is unchanged.
+        """
+        ...
+
+    def dump(self) -> EngineState:
+        """Return the whole state; the arrays are views, valid until the next `observe`."""
+        ...
+
+    def summary(self) -> Summary:
+        """Return what can be watched."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Answers for B samples; row i is sample i."""
+
+    classes: Sequence[Label]
+    """All classes the learner knows; the columns of `probabilities`."""
+    probabilities: NDArray[np.float32]
+    """[B, K] over `classes`; a row of zeros where no expert has seen a label yet."""
+    experts: NDArray[np.int64]
+    """[B] id of the expert that answers."""
+    novelty: NDArray[np.float32]
+    """[B] negative ELBO per input value under that expert, nats."""
+
+
+class Predictor(Protocol):
+    """A learner that only answers; never changes, so any thread may use it."""
+
+    def predict(self, x: Array) -> Prediction:
+        """Return the answers for samples [B, ...] in the wire layout of the schema."""
+        ...
+
+
+class Engines(Protocol):
+    """How engines and predictors come into being; one object, passed in at start."""
+
+    def create(self, settings: Settings, schema: InputSchema) -> Engine:
+        """Return a fresh engine for samples of `schema`.
+
+        Raises:
+            SettingsError: a learner setting does not fit the schema.
+        """
+        ...
+
+    def restore(self, settings: Settings, state: EngineState, members: Members) -> Engine:
+        """Return the engine that `dump` described, bit-equal to never having stopped.
+
+        Raises:
+            SettingsError: a learner setting differs from the one the state was made with.
+            CorruptState: an array is missing or has another shape.
+        """
+        ...
+
+    def predictor(self, state: EngineState) -> Predictor:
+        """Return a predictor; reads `frozen`, `served` and `values`, the rest may be empty."""
+        ...

@@ -1,0 +1,131 @@
+"""Every setting, read once from the environment (prefix LEVIT_) and passed down.
+
+There is no second source: no file, no global. A LEVIT_ name that no field has stops the start, as
+a typo that is silently ignored is a setting that was never made. README's table is tested against
+this class.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import SettingsError
+from service.inputs import InputSchema
+
+PREFIX = "LEVIT_"
+
+
+class Settings(BaseSettings):
+    """All settings of all processes; durations end in _s or _ms, sizes in _bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    # Where things are
+    state_dir: Path = Field(default=Path("levit-state"))
+    """Directory of everything durable: Redis files, checkpoints, snapshots."""
+    data: Path | None = Field(default=None)
+    """Directory of the data sets that `levit demo --data NAME` and the benchmarks read."""
+    redis_url: str | None = Field(default=None)
+    """redis:// or unix:// address of a server of yours; unset: one is started in `state_dir`."""
+    host: str = Field(default="127.0.0.1")
+    """Address the API listens on; anything but loopback needs keys, which do not exist yet."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the API."""
+    worker_metrics_host: str = Field(default="127.0.0.1")
+    """Address of the worker's metrics listener."""
+    worker_metrics_port: int = Field(default=9101, ge=0, le=65535)
+    """Port of the worker's metrics listener; 0 turns it off."""
+    insecure: bool = Field(default=False)
+    """Serve without keys; refused unless `host` is loopback or `published_on_loopback` is set."""
+
+    published_on_loopback: bool = Field(default=False)
+    """Says that `host` is private to a container whose port is published on 127.0.0.1 only."""
+
+    # What a request may carry
+    input: str | None = Field(default=None)
+    """What a sample is, `image:HxWxC`, `vector:D` or `series:TxC`; unset: the first batch says."""
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """Largest request body."""
+    max_batch: int = Field(default=1024, ge=1)
+    """Most samples in one request."""
+    max_classes: int = Field(default=1000, ge=2)
+    """Most classes a stream may have."""
+    max_backlog: int = Field(default=10_000, ge=1)
+    """Entries accepted and not yet learned above which /observe answers 503."""
+    top_k: int = Field(default=5, ge=1)
+    """Classes listed per sample in the answer of /predict."""
+    metrics_max_classes: int = Field(default=100, ge=1)
+    """Classes with a metric series of their own; the rest is counted as `other`."""
+
+    # The learner; fixed for the life of a state directory
+    preset: Literal["paper"] = Field(default="paper")
+    """Which learner: `paper` is LEViT as published."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the learner's generator."""
+    expert: Literal["vit", "dnn"] = Field(default="vit")
+    """Expert kind for images; vectors and series always use `dnn`."""
+    fusion: Literal["none", "fixed", "gated"] = Field(default="gated")
+    """How features of frozen experts enter the active one (dynamic knowledge fusion)."""
+    threshold: float | None = Field(default=None, gt=0)
+    """Novelty at which the mixture expands (the paper's gamma); unset: the preset's."""
+    capacity: int | None = Field(default=None, ge=2)
+    """Samples in the replay memory; unset: the paper's (2,000, colour images 1,000)."""
+    replay_per_batch: int = Field(default=54, ge=0)
+    """Memory samples trained on again for each arriving batch."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Step size of Adam; unset: the preset's."""
+    patch: int | None = Field(default=None, ge=1)
+    """Patch side in pixels; unset: the divisor that gives nearest to 16 tokens."""
+    max_experts: int = Field(default=32, ge=1)
+    """Most experts; an expansion beyond is refused and counted."""
+
+    # The worker and the API
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto")
+    """Where the worker trains; the API always answers on the CPU."""
+    worker_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of the worker's learner; unset: cores - 1, at least 1."""
+    api_threads: int = Field(default=1, ge=1)
+    """CPU threads of the API's forward passes."""
+    checkpoint_interval_s: float = Field(default=10.0, gt=0)
+    """Longest time between checkpoints under load; stretched so that they take 5 % of time."""
+    snapshot_interval_s: float = Field(default=2.0, gt=0)
+    """Time between published snapshots under load; stretched likewise."""
+    checkpoints_kept: int = Field(default=3, ge=1)
+    """Newest checkpoints kept; the log is trimmed behind the oldest of them."""
+    predict_max_batch: int = Field(default=64, ge=1)
+    """Most samples in one shared forward pass."""
+    predict_queue: int = Field(default=4096, ge=1)
+    """Samples waiting for a forward pass above which /predict answers 503."""
+
+    @field_validator("input")
+    @classmethod
+    def _input_is_a_schema(cls, text: str | None) -> str | None:
+        if text is not None:
+            InputSchema.parse(text)
+        return text
+
+    @property
+    def schema_from_settings(self) -> InputSchema | None:
+        """The input schema that LEVIT_INPUT declares, or None."""
+        return None if self.input is None else InputSchema.parse(self.input)
+
+    @classmethod
+    def read(cls, **overrides: object) -> Self:
+        """Return the settings of this environment; `overrides` (command-line options) win.
+
+        Raises:
+            SettingsError: for an unknown LEVIT_ name or a value out of bounds, naming it.
+        """
+        names = {PREFIX + field.upper() for field in cls.model_fields}
+        unknown = sorted(n for n in os.environ if n.startswith(PREFIX) and n not in names)
+        if unknown:
+            raise SettingsError(f"unknown setting {unknown[0]}; `levit config` lists them all")
+        try:
+            return cls(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + str(first["loc"][0]).upper()
+            raise SettingsError(f"{name}: {first['msg']}, got {first['input']!r}") from None

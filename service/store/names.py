@@ -1,0 +1,41 @@
+"""Every Redis name and every lifetime of what lies under it.
+
+All names of one learner share the prefix `levit:{STREAM}:`; there is one stream until a later
+version declares several. Nothing below is a lock: nothing rests on a time to live.
+"""
+
+STREAM = "default"
+_BASE = f"levit:{STREAM}:"
+
+LOG = _BASE + "log"
+"""Stream: the ingest log, one entry per accepted mini-batch, in order of arrival."""
+ACCEPTED = _BASE + "accepted"
+"""Counter: entries ever appended; raised in the same MULTI as the XADD, so it is also the
+number of the newest entry."""
+SCHEMA = _BASE + "schema"
+"""JSON `{input, labels}`: what a sample is and the kind of its labels; set by the batch that
+first shows it, in the same MULTI."""
+CLASSES = _BASE + "classes"
+"""Set of all labels ever accepted, to hold `max_classes`."""
+PROGRESS = _BASE + "progress"
+"""Hash `position, consumed`: up to where the newest checkpoint reaches."""
+REPLAY = _BASE + "replay"
+"""Hash `{entry}:{index}` -> one sample of the replay buffer."""
+QUARANTINE = _BASE + "quarantine"
+"""Hash position -> the entry that was set aside, and why."""
+
+
+def batch(batch_id: str) -> str:
+    """Name of the record that GET /observations/{batch_id} reads; JSON."""
+    return f"{_BASE}batch:{batch_id}"
+
+
+def idempotency(client_key: str) -> str:
+    """Name of the record of one Idempotency-Key."""
+    return f"{_BASE}idempotency:{client_key}"
+
+
+IDEMPOTENCY_LIFETIME_S = 86_400
+"""How long a retry with the same Idempotency-Key is recognised: one day."""
+BATCH_RECORDS = 50_000
+"""How many learned batches keep their record; the worker removes older ones."""

@@ -1,0 +1,1 @@
+"""The process that learns: synchronous, one per stream."""
