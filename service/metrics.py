@@ -227,9 +227,7 @@ def _mixture(summary: Mapping[str, Any]) -> Iterator[Metric]:
         "reason",
         (summary["expansions_refused"] or {"max_experts": 0}).items(),
     )
-    yield _gauge(
-        "levit_novelty", "Novelty of the full replay buffer; above it expands", summary["novelty"]
-    )
+    yield _gauge("levit_novelty", "Novelty of the full replay buffer", summary["novelty"])
     yield _gauge(
         "levit_novelty_threshold", "Novelty at which the mixture expands", summary["threshold"]
     )
