@@ -7,7 +7,10 @@ Dimension key: B batch, H height, W width (pixels), C channels, D vector width, 
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 InputKind = Literal["image", "vector", "series"]
 MIN_SIDE, MAX_SIDE = 8, 128
@@ -54,6 +57,44 @@ class InputSchema:
             raise ValueError(f"expected image:HxWxC, vector:D or series:TxC, got {text!r}")
         kind: InputKind = match[1]  # type: ignore[assignment]  # the pattern allows these three
         return cls(kind, tuple(int(extent) for extent in match[2].split("x")))
+
+    @classmethod
+    def of(cls, x: NDArray[Any]) -> Self:
+        """Return what the samples `x` [B, ...] are; dtype and rank together say the kind.
+
+        uint8 [B, H, W] and [B, H, W, C] are images, float32 [B, D] vectors, [B, T, C] series,
+        [B, H, W, C] images. So one stream of images may mix uint8 and float32 batches.
+
+        Raises:
+            ValueError: for another dtype or rank, or a shape out of bounds.
+        """
+        sample = x.shape[1:]
+        match x.dtype.type, x.ndim:
+            case np.uint8, 3:
+                return cls("image", (*sample, 1))
+            case ((np.uint8 | np.float32), 4):
+                return cls("image", sample)
+            case np.float32, 2:
+                return cls("vector", sample)
+            case np.float32, 3:
+                return cls("series", sample)
+            case _:
+                raise ValueError(
+                    "expected x as uint8 of rank 3 or 4, or float32 of rank 2 to 4, "
+                    f"got {x.dtype} of rank {x.ndim}"
+                )
+
+    def canonical(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Return the samples `x` [B, ...] in the one layout engines see: [B, *shape], no copy.
+
+        The wire has two spellings of grey images, [B, H, W] and [B, H, W, 1]; this is the latter.
+
+        Raises:
+            ValueError: if the samples of `x` are something else than this schema.
+        """
+        if (found := self.of(x)) != self:
+            raise ValueError(f"expected samples of {self}, got {found}")
+        return x.reshape(len(x), *self.shape)
 
     @property
     def values(self) -> int:

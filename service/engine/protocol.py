@@ -134,7 +134,7 @@ class Engine(Protocol):
 
         Args:
             entry_number: ordinal of the entry in its stream, counted from 1.
-            x: samples [B, ...] in the wire layout of the schema, uint8 or float32.
+            x: samples [B, *schema.shape] (`InputSchema.canonical`), uint8 or float32.
             labels: one per sample, or None when there are none at all.
 
         Raises:
@@ -168,8 +168,13 @@ class Prediction:
 class Predictor(Protocol):
     """A learner that only answers; never changes, so any thread may use it."""
 
+    @property
+    def schema(self) -> InputSchema:
+        """What a sample is; lets the API check a request while Redis is away."""
+        ...
+
     def predict(self, x: Array) -> Prediction:
-        """Return the answers for samples [B, ...] in the wire layout of the schema."""
+        """Return the answers for samples [B, *schema.shape], uint8 or float32."""
         ...
 
 
