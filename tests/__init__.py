@@ -1,0 +1,1 @@
+"""The laws of the learner, the promises of the service; one file per subject."""
