@@ -1,0 +1,61 @@
+# Needs Python 3.11 or newer and make; no root, no Docker, no GPU. `make help` lists the commands.
+
+PYTHON ?= python3
+# Another version (2.10 or newer) or build: make demo TORCH=torch==2.12.0
+TORCH ?= torch==2.13.0
+# Where the small CPU build lies; with TORCH_INDEX= the platform's default build is taken (CUDA on Linux).
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# What `make demo` streams: digits, mnist (from LEVIT_DATA) or the path of an .npz
+DATA ?= digits
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH_STAMP := $(VENV)/.torch-$(shell printf '%s' '$(TORCH) $(TORCH_INDEX)' | cksum | cut -d ' ' -f 1)
+SLOW := crash or soak or browser
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint clean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: $(VENV)/.installed ## Create .venv with everything in it
+
+demo: install ## Stream real data class by class into a fresh service; DATA=mnist for the real thing
+	$(BIN)/levit demo --data $(DATA)
+
+test: lint ## The whole gate: lint, types, contracts, all tests
+	$(PYTEST) -n 2 -m "not ($(SLOW))" --cov --cov-report=
+	$(PYTEST) -m "$(SLOW)" --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=95
+
+test-fast: lint ## Like test, without crash, soak and browser tests
+	$(PYTEST) -n 2 -m "not ($(SLOW))"
+
+lint: install ## Style, import contracts, docstrings, types, dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/interrogate -q -c pyproject.toml learner service
+	$(BIN)/mypy
+	$(BIN)/deptry .
+
+clean: ## Remove the environment, caches and the demo's files; ./levit-state stays
+	rm -rf $(VENV) demo-state demo.png demo.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* *.egg-info
+
+$(TORCH_STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "make: Python 3.11 or newer is needed; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH): once, and it may take minutes"
+	$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 2 --timeout 30) "$(TORCH)"
+	@rm -f $(VENV)/.torch-*
+	@touch $@
+
+$(VENV)/.locked: requirements.lock $(TORCH_STAMP)
+	$(PIP) install --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.locked
+	$(PIP) install --no-deps -e .
+	@touch $@
