@@ -22,7 +22,10 @@ PROGRESS = _BASE + "progress"
 REPLAY = _BASE + "replay"
 """Hash `{entry}:{index}` -> one sample of the replay buffer."""
 QUARANTINE = _BASE + "quarantine"
-"""Hash position -> the entry that was set aside, and why."""
+"""Hash position -> the entry that was set aside, and why: a line of JSON, then its payload."""
+DONE = _BASE + "done"
+"""Sorted set of batch ids by entry number: the learned and quarantined batches whose records
+are kept."""
 
 
 def batch(batch_id: str) -> str:
@@ -36,6 +39,7 @@ def idempotency(client_key: str) -> str:
 
 
 IDEMPOTENCY_LIFETIME_S = 86_400
-"""How long a retry with the same Idempotency-Key is recognised: one day."""
+"""How long a retry with the same Idempotency-Key is recognised at most: one day."""
 BATCH_RECORDS = 50_000
-"""How many learned batches keep their record; the worker removes older ones."""
+"""How many learned batches keep their records (state and Idempotency-Key); the worker removes
+older ones, so that records cannot fill Redis."""

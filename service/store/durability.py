@@ -1,0 +1,54 @@
+"""Whether the Redis server keeps what a 202 promises, and how full it is.
+
+Measured: with `appendfsync everysec` a mere SIGKILL of Redis loses acknowledged batches, with
+`always` none. A weaker server is used all the same, but never silently: every receipt carries its
+`appendfsync`, and the API is not ready.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+EXPECTED = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "maxmemory-policy": "noeviction",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """What was read of the server itself."""
+
+    durability: str
+    """`always`, `everysec` or `no`."""
+    memory_share: float
+    """Memory used, as a share of `maxmemory`; 0 when there is no limit."""
+    problems: list[str]
+    """Differences from the shipped configuration, each named; empty when there are none."""
+    read_at: float
+    """Monotonic seconds."""
+
+
+async def read_server(redis: Any) -> ServerFacts:  # noqa: ANN401  redis-py's types are a union over protocols
+    """Return what `redis`, an asynchronous client, says of its server."""
+    config: dict[str, str] = await redis.config_get("append*", "maxmemory*", "no-appendfsync*")
+    memory: dict[str, Any] = await redis.info("memory")
+    return ServerFacts(
+        durability=config["appendfsync"] if config["appendonly"] == "yes" else "no",
+        memory_share=memory["used_memory"] / (memory["maxmemory"] or float("inf")),
+        problems=_problems(config),
+        read_at=time.monotonic(),
+    )
+
+
+def _problems(config: dict[str, str]) -> list[str]:
+    problems = [
+        f"{name} is {config[name]}, expected {value}"
+        for name, value in EXPECTED.items()
+        if config[name] != value
+    ]
+    if config["maxmemory"] == "0":
+        problems.append("maxmemory is 0, expected a limit")
+    return problems
