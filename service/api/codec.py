@@ -1,0 +1,204 @@
+"""Requests to arrays: the body is read, decoded and checked, off the event loop where it is big.
+
+Two formats say the same. JSON is for small batches and by hand, safetensors for everything else;
+a valid safetensors body goes into the log as it came. The message of a refusal names the thing,
+the bound and the value, and quotes no more of the body than that.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+from starlette.requests import Request
+
+from service.api.bounds import check_labels, check_samples, check_values
+from service.api.json_body import read_json
+from service.api.tensor_body import read_tensors
+from service.engine.protocol import Array, Label, Labels
+from service.errors import TooLarge, UnsupportedMedia
+from service.inputs import InputSchema
+from service.settings import Settings
+from service.store.append import Submission
+from service.store.entry import encode
+
+JSON: Final = "application/json"
+SAFETENSORS: Final = "application/x-safetensors"
+_SMALL_BYTES = 16 * 2**10
+"""Bodies up to this size are decoded on the event loop: it takes less than a millisecond."""
+_DECODERS = 2
+"""Threads for bigger ones; few, as 8 MiB of JSON become some 130 MB of Python numbers."""
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A request's samples and labels, checked."""
+
+    schema: InputSchema
+    x: Array
+    """[B, *schema.shape], uint8 or float32."""
+    labels: Labels | None
+    """One a sample; None where no sample has one."""
+
+
+def decode(
+    body: bytes,
+    media_type: str,
+    *,
+    known: InputSchema | None,
+    max_batch: int,
+    labels_allowed: bool = True,
+) -> Batch:
+    """Return the batch that `body` spells.
+
+    Args:
+        body: the request's body.
+        media_type: `application/json` or `application/x-safetensors`.
+        known: what the stream's samples are; None before the first batch settles it.
+        max_batch: most samples.
+        labels_allowed: False for /predict, whose bodies have none.
+
+    Raises:
+        ServiceError: 400, 413 or 422, naming what is wrong.
+    """
+    labels: Labels | None
+    if media_type == JSON:
+        fields = ("x", "y", "dtype") if labels_allowed else ("x", "dtype")
+        x, labels = read_json(body, known=known, max_batch=max_batch, fields=fields)
+    else:
+        x, labels = read_tensors(body, max_batch=max_batch, labels_allowed=labels_allowed)
+    schema = check_samples(x, known)
+    check_values(x, schema)
+    if labels is not None:
+        check_labels(labels, len(x))
+    return Batch(schema, schema.canonical(x), labels if labels is None or _any(labels) else None)
+
+
+def _any(labels: Labels) -> bool:
+    """Say whether at least one sample has a label."""
+    if isinstance(labels, np.ndarray):
+        return bool((labels >= 0).any())
+    return any(labels)
+
+
+def submission(
+    body: bytes, media_type: str, batch: Batch, *, idempotency_key: str | None
+) -> Submission:
+    """Return what the log takes in for `batch`, which `body` spelled."""
+    distinct: list[Label] = []
+    if isinstance(batch.labels, np.ndarray):
+        distinct = np.unique(batch.labels[batch.labels >= 0]).tolist()
+    elif batch.labels is not None:
+        distinct = sorted(set(batch.labels) - {""})
+    return Submission(
+        schema=batch.schema,
+        labels_kind=None if not distinct else "string" if isinstance(distinct[0], str) else "int",
+        n=len(batch.x),
+        distinct_labels=distinct,
+        payload=body if media_type == SAFETENSORS else encode(batch.x, batch.labels),
+        idempotency_key=idempotency_key,
+        digest=hashlib.sha256(body).hexdigest(),
+    )
+
+
+class Codec:
+    """Reads requests within the bounds of the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._max_body_bytes = settings.max_body_bytes
+        self._max_batch = settings.max_batch
+        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+
+    async def observation(
+        self, request: Request, *, known: InputSchema | None, idempotency_key: str | None
+    ) -> tuple[Submission, int]:
+        """Return what the log takes in, and how many of its samples have a label.
+
+        Raises:
+            ServiceError: 400, 413, 415 or 422, naming what is wrong.
+        """
+
+        def read(body: bytes, media_type: str) -> tuple[Submission, int]:
+            batch = decode(body, media_type, known=known, max_batch=self._max_batch)
+            return (
+                submission(body, media_type, batch, idempotency_key=idempotency_key),
+                _labelled(batch.labels),
+            )
+
+        return await self._run(request, read)
+
+    async def samples(self, request: Request, *, known: InputSchema | None) -> Batch:
+        """Return the samples to predict.
+
+        Raises:
+            ServiceError: 400, 413, 415 or 422, naming what is wrong.
+        """
+
+        def read(body: bytes, media_type: str) -> Batch:
+            return decode(
+                body, media_type, known=known, max_batch=self._max_batch, labels_allowed=False
+            )
+
+        return await self._run(request, read)
+
+    async def _run(self, request: Request, read: Callable[[bytes, str], _T]) -> _T:
+        media_type = _media_type(request)
+        body = await _body(request, self._max_body_bytes)
+        if len(body) <= _SMALL_BYTES:
+            return read(body, media_type)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, read, body, media_type)
+
+    def close(self) -> None:
+        """End the threads; what they decode is dropped."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+
+def _labelled(labels: Labels | None) -> int:
+    """Return how many samples have a label."""
+    if labels is None:
+        return 0
+    if isinstance(labels, np.ndarray):
+        return int((labels >= 0).sum())
+    return sum(label != "" for label in labels)
+
+
+def _media_type(request: Request) -> str:
+    """Return the body's media type, one of the two that are read."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMedia(
+            "unsupported_encoding", f"expected no Content-Encoding, got {encoding[:40]!a}"
+        )
+    said = request.headers.get("content-type", "")
+    media_type, _, parameters = said.lower().partition(";")
+    if media_type.strip() not in (JSON, SAFETENSORS) or parameters.strip() not in (
+        "",
+        "charset=utf-8",
+    ):
+        raise UnsupportedMedia(
+            "unsupported_type",
+            f"expected Content-Type {JSON} (UTF-8) or {SAFETENSORS}, got {said[:60]!a}",
+        )
+    return media_type.strip()
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """Return the body, of which never more than `limit` bytes and a chunk are held."""
+    declared = request.headers.get("content-length", "")
+    size = int(declared) if declared.isdecimal() else 0
+    chunks: list[bytes] = []
+    if size <= limit:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                break
+            chunks.append(chunk)
+    if size > limit:
+        raise TooLarge("body_too_large", f"expected a body of at most {limit} bytes, got {size}")
+    return b"".join(chunks)

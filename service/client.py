@@ -1,0 +1,290 @@
+"""The Python client: numpy in, numpy out, over the same HTTP as everyone; no torch.
+
+    with Client() as client:
+        receipt = client.observe(images, labels)
+        client.wait_until_learned(receipt, timeout_s=60)
+        print(client.predict(images).labels)
+
+`observe` always sends an Idempotency-Key and repeats it when it retries, so that a lost answer
+never trains a batch twice. One call is one request: nothing is split or joined.
+Dimension key: B batch, K classes listed per sample.
+"""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.protocol import Array, Label, Labels
+from service.store.entry import encode
+
+RETRIED_STATUSES = (409, 429, 503)
+"""A lost race, too many requests, not now: the same request may succeed later."""
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
+
+
+class ApiError(Exception):
+    """The service refused a request (`status` >= 400) or could not be reached (0)."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{message} ({code})")
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What the service said when it accepted a batch; from then on the batch is durable."""
+
+    batch_id: str
+    n: int
+    position: str | None
+    """Id in the log; None where a retry found the batch accepted before and still queued."""
+    backlog: int
+    """Entries accepted and not yet in a checkpoint."""
+    replayed: bool
+    """Whether the service had accepted this batch before."""
+    durability: str
+    """`always`: on disk before the answer; `everysec`: up to a second later; `no`: some time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What became of a batch."""
+
+    batch_id: str
+    state: str
+    """`queued`, `learned` or `quarantined`."""
+    n: int
+    position: str | None
+    step: int | None
+    expert: int | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """The answers for B samples; row i is sample i.
+
+    Labels are int64 with -1 for none, or strings with "" for none.
+    """
+
+    labels: Array
+    """[B] the most probable class."""
+    probabilities: NDArray[np.float64]
+    """[B, K] of the most probable classes, descending; zeros fill up."""
+    classes: Array
+    """[B, K] the classes of `probabilities`."""
+    experts: NDArray[np.int64]
+    """[B] id of the expert that answered."""
+    novelty: NDArray[np.float64]
+    """[B] negative ELBO per input value, nats; NaN where it is not finite."""
+    model_version: int
+    position: str
+    """Id of the newest log entry that this model has learned."""
+
+
+class Client:
+    """A connection to one service; use it as a context manager, from one thread at a time."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        timeout_s: float = 30.0,
+        *,
+        retry_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Connect lazily.
+
+        Args:
+            url: address of the service.
+            timeout_s: longest wait for one answer.
+            retry_s: time in which a request is repeated that the service could not take now.
+            transport: what httpx sends requests with; None for the network.
+        """
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, transport=transport)
+        self._retry_s = retry_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def observe(self, x: Array, labels: Array | Sequence[Label | None] | None = None) -> Receipt:
+        """Hand in one batch to be learned; return as soon as it is durable.
+
+        Args:
+            x: samples [B, ...], uint8 or floats (sent as float32).
+            labels: one per sample, all integers or all strings; None, -1 or "" for no label.
+
+        Raises:
+            ApiError: the batch was refused, or the service was away longer than `retry_s`.
+            ValueError: `x` or `labels` are of a kind that the wire does not have.
+        """
+        answer = self._send("POST", "/observe", _body(x, labels), key=uuid.uuid4().hex)
+        fields = ("batch_id", "n", "position", "backlog", "durability")
+        said = answer.json()
+        replayed = answer.headers.get("Idempotent-Replayed") == "true"
+        return Receipt(replayed=replayed, **{name: said[name] for name in fields})
+
+    def predict(self, x: Array) -> Answers:
+        """Return the answers for samples `x` [B, ...]; changes nothing.
+
+        Raises:
+            ApiError: the request was refused, or no model was there within `retry_s`.
+            ValueError: `x` is of a kind that the wire does not have.
+        """
+        said = self._send("POST", "/predict", _body(x, None)).json()
+        return Answers(
+            labels=_labels_array(said["labels"]),
+            probabilities=_filled(said["probabilities"], 0.0),
+            classes=_classes_array(said["classes"]),
+            experts=np.array(said["experts"], np.int64),
+            novelty=np.array(said["novelty"], np.float64),
+            model_version=said["model_version"],
+            position=said["position"],
+        )
+
+    def observation(self, batch_id: str) -> Observation:
+        """Return what became of a batch.
+
+        Raises:
+            ApiError: `unknown_batch`, or the service was away longer than `retry_s`.
+        """
+        said = self._send("GET", f"/observations/{batch_id}").json()
+        return Observation(**{name: said[name] for name in Observation.__dataclass_fields__})
+
+    def wait_until_learned(self, receipt: Receipt, timeout_s: float = 60.0) -> Observation:
+        """Return what became of a batch once it is learned or quarantined.
+
+        Raises:
+            TimeoutError: it was still queued after `timeout_s`.
+            ApiError: as `observation`.
+        """
+        deadline = time.monotonic() + timeout_s
+        wait_s = _FIRST_WAIT_S
+        while (found := self.observation(receipt.batch_id)).state == "queued":
+            if time.monotonic() + wait_s > deadline:
+                raise TimeoutError(f"batch {receipt.batch_id} is still queued after {timeout_s} s")
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, 0.5)
+        return found
+
+    def experts(self) -> dict[str, Any]:
+        """Return what the served model is made of, as GET /experts shows it.
+
+        Raises:
+            ApiError: the service was away longer than `retry_s`.
+        """
+        found: dict[str, Any] = self._send("GET", "/experts").json()
+        return found
+
+    def ready(self) -> bool:
+        """Say whether the service accepts observations now; never waits for a retry."""
+        try:
+            return self._http.get("/readyz").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def _send(
+        self, method: str, path: str, body: bytes | None = None, *, key: str | None = None
+    ) -> httpx.Response:
+        """Return the answer to a request, repeated until `retry_s` have gone by."""
+        headers = {"Content-Type": "application/x-safetensors"} if body is not None else {}
+        if key is not None:
+            headers["Idempotency-Key"] = key
+        deadline = time.monotonic() + self._retry_s
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                answer = self._http.request(method, path, content=body, headers=headers)
+            except httpx.TransportError as lost:
+                refusal = ApiError(
+                    0, "unreachable", f"no answer from {self._http.base_url}: {lost}"
+                )
+                retried = True
+            else:
+                if answer.is_success:
+                    return answer
+                refusal, retried = _refusal(answer), answer.status_code in RETRIED_STATUSES
+                wait_s = max(wait_s, _retry_after_s(answer))
+            if not retried or time.monotonic() + wait_s > deadline:
+                raise refusal
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _refusal(answer: httpx.Response) -> ApiError:
+    """Return the error that a `problem+json` answer (or a proxy's) tells."""
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = None
+    said: Mapping[str, Any] = problem if isinstance(problem, dict) else {}
+    code, detail = said.get("code", "unknown"), said.get("detail", answer.reason_phrase)
+    return ApiError(answer.status_code, str(code), str(detail))
+
+
+def _retry_after_s(answer: httpx.Response) -> float:
+    """Return the wait that the service asks for, in seconds; 0 where it does not."""
+    text = answer.headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() else 0.0
+
+
+def _body(x: Array, labels: Array | Sequence[Label | None] | None) -> bytes:
+    """Return the safetensors body that carries a batch."""
+    samples = np.asarray(x)
+    if samples.dtype.kind == "f":
+        samples = samples.astype(np.float32, copy=False)
+    elif samples.dtype != np.uint8:
+        raise ValueError(f"expected x of uint8 or floats, got {samples.dtype}")
+    return encode(samples, None if labels is None else _wire_labels(labels))
+
+
+def _wire_labels(labels: Array | Sequence[Label | None]) -> Labels:
+    """Return labels as the wire has them: int64 with -1, or strings with "" for none."""
+    listed = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+    kinds = {type(label) for label in listed} - {type(None)}
+    if kinds == {str}:
+        return ["" if label is None else str(label) for label in listed]
+    if kinds <= {int}:
+        return np.array([-1 if label is None else label for label in listed], np.int64)
+    raise ValueError("expected labels that are all integers or all strings, None for no label")
+
+
+def _labels_array(labels: Sequence[Label | None]) -> Array:
+    """Return an answer's labels as one array of integers or of strings."""
+    if any(isinstance(label, str) for label in labels):
+        return np.array(["" if label is None else label for label in labels])
+    return np.array([-1 if label is None else label for label in labels], np.int64)
+
+
+def _classes_array(rows: Sequence[Sequence[Label]]) -> Array:
+    """Return the listed classes as one array [B, K]; rows without an answer hold none."""
+    width = max(map(len, rows), default=0)
+    padded = [[*row, *[None] * (width - len(row))] for row in rows]
+    return _labels_array([label for row in padded for label in row]).reshape(len(rows), width)
+
+
+def _filled(rows: Sequence[Sequence[float]], fill: float) -> NDArray[np.float64]:
+    """Return rows of unequal length as one array, filled up at their ends."""
+    width = max(map(len, rows), default=0)
+    return np.array([[*row, *[fill] * (width - len(row))] for row in rows], np.float64)
