@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """Directory of the data sets that `levit demo --data NAME` and the benchmarks read."""
     redis_url: str | None = Field(default=None)
     """redis:// or unix:// address of a server of yours; unset: one is started in `state_dir`."""
+    redis_maxmemory_bytes: int = Field(default=2**30, ge=64 * 2**20)
+    """Memory limit of the server started in `state_dir`: log, replay memory and records."""
     host: str = Field(default="127.0.0.1")
     """Address the API listens on; anything but loopback needs keys, which do not exist yet."""
     port: int = Field(default=8000, ge=0, le=65535)
