@@ -1,0 +1,157 @@
+"""The API process: what it is made of, how it starts and stops, how an error becomes an answer.
+
+event loop            routes, the codec's small bodies, Redis
+thread `decode` x 2   big bodies
+thread `inference`    every forward pass
+thread `follow`       imports the learner, loads published snapshots
+"""
+
+import ipaddress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service import __version__
+from service.api.batcher import Batcher
+from service.api.codec import Codec
+from service.api.predictor import Follower
+from service.api.routes_learn import learn_routes
+from service.api.routes_predict import predict_routes
+from service.api.routes_watch import watch_routes
+from service.api.schemas import Problem
+from service.engine.protocol import Engines
+from service.errors import BadRequest, ServiceError, SettingsError
+from service.metrics import ApiMetrics, LearningCollector
+from service.settings import Settings
+from service.store.append import Appender
+from service.store.server import server_url
+
+_ROUTER_REFUSALS = {
+    404: ("not_found", "there is no such route; /docs lists them all"),
+    405: ("method_not_allowed", "expected a method that the header Allow lists, got another"),
+}
+"""Code and message of what the router refuses by itself."""
+STOP_S = 5
+"""Longest wait for open requests when the process is told to stop."""
+
+
+def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastAPI:
+    """Return the API; everything that runs begins and ends with its lifespan.
+
+    Args:
+        settings: where Redis and the snapshots are, what requests may carry.
+        load_engines: returns the engines; called in a thread, as importing torch takes seconds.
+
+    Raises:
+        SettingsError: it would be open to strangers.
+    """
+    check_exposure(settings)
+    registry = CollectorRegistry()
+    metrics = ApiMetrics(registry)
+    appender = Appender(server_url(settings), settings)
+    codec = Codec(settings)
+    follower = Follower(settings, load_engines)
+    batcher = Batcher(follower.answer, settings, metrics)
+    registry.register(
+        LearningCollector(lambda: follower.facts, max_classes=settings.metrics_max_classes)
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """Start the threads; stop them in reverse order of who needs whom."""
+        follower.start()
+        batcher.start()
+        yield
+        await batcher.stop()
+        follower.stop()
+        codec.close()
+        await appender.close()
+
+    app = FastAPI(
+        title="LEViT Stream",
+        version=__version__,
+        description="An online, task-free streaming learner: observe batches, predict samples.",
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(learn_routes(appender, codec, metrics))
+    app.include_router(predict_routes(follower, batcher, appender, codec, metrics))
+    app.include_router(watch_routes(appender, follower, metrics, registry))
+    for kind in (ServiceError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    return app
+
+
+def check_exposure(settings: Settings) -> None:
+    """Check that nobody but this machine can reach a service without keys.
+
+    Raises:
+        SettingsError: naming the setting that says so.
+    """
+    if not settings.insecure:
+        raise SettingsError("there are no keys yet; serve with --insecure (LEVIT_INSECURE)")
+    if not settings.published_on_loopback and not _is_loopback(settings.host):
+        raise SettingsError(
+            f"LEVIT_HOST: expected a loopback address for an insecure service, got {settings.host}"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
+    """Serve the API until SIGTERM or SIGINT.
+
+    Raises:
+        SettingsError: it would be open to strangers.
+    """
+    uvicorn.run(
+        create_app(settings, load_engines),
+        host=settings.host,
+        port=settings.port,
+        http=H11Protocol,  # named: uvicorn would take httptools wherever it is installed
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_S,
+    )
+
+
+async def _answer_error(_: Request, error: Exception) -> JSONResponse:
+    """Return the `problem+json` of an error; what is not ours says nothing of itself."""
+    headers: dict[str, str] = {}
+    match error:
+        case ServiceError():
+            status, title = error.status, error.title
+            code, detail = error.code, error.message
+            if error.retry_after_s is not None:
+                headers["Retry-After"] = str(error.retry_after_s)
+        case HTTPException():
+            status, title = error.status_code, HTTPStatus(error.status_code).phrase
+            code, detail = _ROUTER_REFUSALS.get(status, ("refused", error.detail))
+            headers |= error.headers or {}
+        case ClientDisconnect():
+            status, title = BadRequest.status, BadRequest.title
+            code, detail = "incomplete_body", "expected the whole body, got its beginning"
+        case _:
+            status, title = 500, ServiceError.title
+            code, detail = "internal", "the service failed; its log says how"
+    problem = Problem(title=title, status=status, code=code, detail=detail)
+    return JSONResponse(
+        problem.model_dump(), status, headers, media_type="application/problem+json"
+    )

@@ -1,0 +1,104 @@
+"""POST /predict and GET /experts: the served model's answers, and what it is made of.
+
+Neither waits for training, nor for Redis once a model is served.
+"""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from service.api.batcher import Batcher
+from service.api.codec import Codec
+from service.api.predictor import Answer, Follower, not_ready
+from service.api.schemas import PREDICT_BODY, Experts, Predictions, problems
+from service.errors import ServiceError, Unavailable
+from service.inputs import InputSchema
+from service.metrics import ApiMetrics
+from service.store.append import Appender
+
+_SMALL_ANSWER = 64
+"""Samples up to which an answer is rendered on the event loop: less than a millisecond."""
+
+
+def predict_routes(
+    follower: Follower, batcher: Batcher, appender: Appender, codec: Codec, metrics: ApiMetrics
+) -> APIRouter:
+    """Return the routes that answer from the served model."""
+    router = APIRouter(tags=["predict"])
+
+    async def answer(request: Request) -> Answer:
+        batch = await codec.samples(request, known=await _known_input(follower, appender))
+        if follower.current is None:
+            raise not_ready()
+        return await batcher.predict(batch.x)
+
+    @router.post(
+        "/predict",
+        response_model=Predictions,
+        responses=problems(400, 413, 415, 422, 503),
+        openapi_extra=PREDICT_BODY,
+    )
+    async def predict(request: Request) -> JSONResponse:
+        """Answer for a batch of samples; stores nothing and changes nothing.
+
+        503 `not_ready` only before the first model is published.
+        """
+        try:
+            with metrics.predict_duration.time():
+                answered = await answer(request)
+        except ServiceError:
+            metrics.predictions.labels("refused").inc()
+            raise
+        metrics.predictions.labels("answered").inc()
+        if len(answered.experts) <= _SMALL_ANSWER:
+            return JSONResponse(_document(answered))
+        return await asyncio.to_thread(lambda: JSONResponse(_document(answered)))
+
+    @router.get("/experts", response_model=Experts)
+    async def experts() -> dict[str, Any]:
+        """Tell what the served model is made of; `model_version` 0 before the first."""
+        info = follower.facts
+        if info is None:
+            return {}
+        return {
+            "model_version": info.version,
+            "position": info.position,
+            "published_at": info.published_at,
+            **info.summary,
+        }
+
+    return router
+
+
+async def _known_input(follower: Follower, appender: Appender) -> InputSchema | None:
+    """Return what a sample is, as far as it can be told now."""
+    if (served := follower.current) is not None:
+        return served.predictor.schema
+    try:
+        settled = await appender.stream_schema()
+    except Unavailable:  # there is no model, so the answer is a refusal in any case
+        return None
+    return None if settled is None else settled.input
+
+
+def _document(answer: Answer) -> dict[str, Any]:
+    """Return the JSON document of an answer, a list of one row per sample under each name."""
+    probabilities = [
+        row if known else []
+        for row, known in zip(answer.probabilities.tolist(), answer.answered, strict=True)
+    ]
+    classes = [
+        [answer.known[column] for column in row] if known else []
+        for row, known in zip(answer.top.tolist(), answer.answered, strict=True)
+    ]
+    return {
+        "labels": [row[0] if row else None for row in classes],
+        "probabilities": probabilities,
+        "classes": classes,
+        "experts": answer.experts.tolist(),
+        "novelty": [nats if abs(nats) < float("inf") else None for nats in answer.novelty.tolist()],
+        "model_version": answer.info.version,
+        "position": answer.info.position,
+    }

@@ -1,0 +1,68 @@
+"""GET /, /livez, /readyz and /metrics: what operators and their machines look at."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from service import __version__
+from service.api.predictor import Follower
+from service.api.schemas import Readiness
+from service.errors import Unavailable
+from service.metrics import ApiMetrics
+from service.store.append import Appender
+
+
+def watch_routes(
+    appender: Appender, follower: Follower, metrics: ApiMetrics, registry: CollectorRegistry
+) -> APIRouter:
+    """Return the routes that tell how the service is."""
+    router = APIRouter(tags=["watch"])
+
+    @router.get("/")
+    async def index() -> dict[str, str]:
+        """Say what this is and where to look."""
+        return {
+            "service": "LEViT Stream: an online, task-free streaming learner",
+            "version": __version__,
+            "observe": "POST /observe",
+            "predict": "POST /predict",
+            "experts": "/experts",
+            "metrics": "/metrics",
+            "ready": "/readyz",
+            "docs": "/docs",
+        }
+
+    @router.get("/livez")
+    async def livez() -> dict[str, str]:
+        """Say that the process answers."""
+        return {"status": "live"}
+
+    @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+    async def readyz() -> JSONResponse:
+        """Say whether observations are accepted and kept; does not wait for a first model."""
+        found = await _problems(appender, follower)
+        readiness = Readiness(status="not_ready" if found else "ready", problems=found)
+        if found:
+            return JSONResponse(readiness.model_dump(), 503, {"Retry-After": "1"})
+        return JSONResponse(readiness.model_dump())
+
+    @router.get("/metrics", response_class=Response)
+    async def prometheus() -> Response:
+        """Tell every metric of this process and of the served model, as Prometheus text."""
+        try:
+            metrics.redis_ready.set(not await appender.problems())
+            metrics.backlog.set(await appender.backlog())
+        except Unavailable:
+            metrics.redis_ready.set(0)
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+async def _problems(appender: Appender, follower: Follower) -> list[str]:
+    """Return what keeps the service from doing what it promises."""
+    found = [] if follower.alive else ["newer models are not noticed any more"]
+    try:
+        return found + await appender.problems()
+    except Unavailable as error:
+        return [*found, error.message]

@@ -1,0 +1,221 @@
+"""What the API's documents look like: models of the answers, examples of the bodies.
+
+The models describe and render answers. Bodies are decoded in `codec`, not by pydantic, which
+would make a Python object of every pixel; here stands what the OpenAPI page says of them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.engine.protocol import ExpertInfo, Label
+
+_BATCH_ID = "3f0c9a52d1b84e6f9a7e2c5b8d104f6e"
+_POSITION = "1765432100123-0"
+
+
+class Problem(BaseModel):
+    """Every answer from 400 up (RFC 9457); clients match on `code`, people read `detail`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Unprocessable",
+                    "status": 422,
+                    "code": "bad_label",
+                    "detail": "expected labels of integers >= 0, or null for none, "
+                    "got -7 at sample 3",
+                }
+            ]
+        }
+    )
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+
+
+class Accepted(BaseModel):
+    """The answer of POST /observe: the batch is on disk and will be learned or quarantined."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "batch_id": _BATCH_ID,
+                    "n": 100,
+                    "position": _POSITION,
+                    "backlog": 3,
+                    "state": "queued",
+                    "status_url": f"/observations/{_BATCH_ID}",
+                    "idempotent": True,
+                    "durability": "always",
+                }
+            ]
+        }
+    )
+    batch_id: str
+    n: int
+    position: str | None
+    """Id in the log; null where a retry found the batch accepted before and still queued."""
+    backlog: int
+    state: Literal["queued"] = "queued"
+    status_url: str
+    idempotent: bool
+    """Whether an Idempotency-Key came along, so that a retry cannot be learned twice."""
+    durability: str
+
+
+class BatchState(BaseModel):
+    """The answer of GET /observations/{batch_id}."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "batch_id": _BATCH_ID,
+                    "state": "learned",
+                    "n": 100,
+                    "position": _POSITION,
+                    "step": 42,
+                    "expert": 1,
+                    "reason": None,
+                }
+            ]
+        }
+    )
+    batch_id: str
+    state: Literal["queued", "learned", "quarantined"]
+    n: int
+    position: str | None
+    step: int | None
+    expert: int | None
+    reason: str | None
+
+
+class Predictions(BaseModel):
+    """The answer of POST /predict: lists of one row per sample, and which model answered."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "labels": [7],
+                    "probabilities": [[0.913, 0.061, 0.026]],
+                    "classes": [[7, 9, 1]],
+                    "experts": [2],
+                    "novelty": [0.108],
+                    "model_version": 12,
+                    "position": _POSITION,
+                }
+            ]
+        }
+    )
+    labels: list[Label | None]
+    """The most probable class; null where the expert has seen no label yet."""
+    probabilities: list[list[float]]
+    """Of the most probable classes, descending."""
+    classes: list[list[Label]]
+    """The classes of `probabilities`."""
+    experts: list[int]
+    novelty: list[float | None]
+    """Negative ELBO per input value under that expert, nats; null where it is not finite."""
+    model_version: int
+    position: str
+    """Id of the newest log entry that this model has learned."""
+
+
+class Experts(BaseModel):
+    """The answer of GET /experts: what the served model is made of."""
+
+    model_config = ConfigDict(extra="allow")
+    model_version: int = 0
+    position: str | None = None
+    published_at: float | None = None
+    """Unix seconds."""
+    step: int = 0
+    samples_learned: int = 0
+    experts: list[ExpertInfo] = Field(default_factory=list)
+
+
+class Readiness(BaseModel):
+    """The answer of GET /readyz."""
+
+    status: Literal["ready", "not_ready"]
+    problems: list[str]
+
+
+_SAFETENSORS_BODY = {
+    "schema": {"type": "string", "format": "binary"},
+}
+_X: dict[str, Any] = {
+    "description": "Samples: images [B,H,W] or [B,H,W,C], vectors [B,D], series [B,T,C], "
+    "as nested lists of numbers.",
+    "type": "array",
+    "items": {},
+    "minItems": 1,
+}
+_DTYPE: dict[str, Any] = {
+    "description": "What the numbers of x are; without it the stream's input decides.",
+    "type": "string",
+    "enum": ["uint8", "float32"],
+}
+_Y: dict[str, Any] = {
+    "description": "One label per sample, integers >= 0 or strings, null for none.",
+    "type": "array",
+    "items": {"type": ["integer", "string", "null"]},
+}
+_SAMPLES = {"type": "object", "required": ["x"], "additionalProperties": False}
+_VECTORS = {"x": [[0.2, 1.5, -3.0], [0.1, 1.7, -2.5]], "dtype": "float32"}
+
+OBSERVE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _SAMPLES | {"properties": {"x": _X, "y": _Y, "dtype": _DTYPE}},
+                "examples": {
+                    "labelled vectors": {"value": _VECTORS | {"y": [0, 1]}},
+                    "one without a label": {"value": _VECTORS | {"y": ["walk", None]}},
+                },
+            },
+            "application/x-safetensors": _SAFETENSORS_BODY
+            | {
+                "example": "tensors x (U8 or F32) and, optionally, y (I64, -1 for none); or string "
+                'labels in the metadata entry labels, a JSON list ("" for none)'
+            },
+        },
+    }
+}
+PREDICT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _SAMPLES | {"properties": {"x": _X, "dtype": _DTYPE}},
+                "examples": {"vectors": {"value": _VECTORS}},
+            },
+            "application/x-safetensors": _SAFETENSORS_BODY | {"example": "tensor x (U8 or F32)"},
+        },
+    }
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's `responses` for the refusals a route may answer with."""
+    said = {"model": Problem, "content": {"application/problem+json": {}}}
+    return {status: said | {"description": _TITLES[status]} for status in statuses}
+
+
+_TITLES = {
+    400: "The body or a header cannot be read",
+    404: "There is no such thing, or no longer",
+    409: "Lost a race; repeat with the same Idempotency-Key",
+    413: "The body or the batch is too large",
+    415: "Neither JSON nor safetensors, or encoded",
+    422: "Read, but not what the stream accepts",
+    503: "Not now; come back after Retry-After seconds",
+}
