@@ -52,8 +52,8 @@ $(TORCH_STAMP):
 	@rm -f $(VENV)/.torch-*
 	@touch $@
 
-$(VENV)/.locked: requirements.lock $(TORCH_STAMP)
-	$(PIP) install --require-hashes -r requirements.lock
+$(VENV)/.locked: requirements.lock requirements-dev.lock $(TORCH_STAMP)
+	$(PIP) install --require-hashes -r requirements.lock -r requirements-dev.lock
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.locked
