@@ -10,6 +10,7 @@ ServiceError(status, code)
 +-- Unavailable 503 (with Retry-After)
 SettingsError      (a process does not start; exit 2)
 StateDirectoryBusy (another worker holds the state directory; exit 75)
+DemoFailed         (the demo's service died or learns nothing; exit 1)
 CorruptState       (a checkpoint, snapshot or log entry is not what was written; exit 65)
 
 A message names the thing, the bound and the value, in lower case and without a full stop.
@@ -78,6 +79,10 @@ class SettingsError(Exception):
 
 class StateDirectoryBusy(Exception):
     """Another worker process holds this state directory."""
+
+
+class DemoFailed(Exception):
+    """The demo's own service died, or learns nothing any more."""
 
 
 class CorruptState(Exception):

@@ -21,7 +21,9 @@ PREFIX = "LEVIT_"
 class Settings(BaseSettings):
     """All settings of all processes; durations end in _s or _ms, sizes in _bytes."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
     # Where things are
     state_dir: Path = Field(default=Path("levit-state"))

@@ -1,0 +1,5 @@
+"""`python -m service` is `levit`."""
+
+from service.cli import main
+
+main()
