@@ -56,12 +56,14 @@ def read_tensors(
         raise Unprocessable(
             "bad_label", f"expected y of dtype I64 and rank 1, got {y.dtype} of rank {len(y.shape)}"
         )
+    strings = _string_labels(metadata["labels"]) if "labels" in metadata else None
     try:
         arrays = safetensors.numpy.load(body)
     except safetensors.SafetensorError:
-        raise BadRequest("bad_safetensors", "expected tensors without holes or overlaps") from None
-    strings = metadata.get("labels")
-    return arrays["x"], arrays.get("y") if strings is None else _string_labels(strings)
+        raise BadRequest(
+            "bad_safetensors", "expected a safetensors body without holes and overlaps"
+        ) from None
+    return arrays["x"], arrays.get("y") if strings is None else strings
 
 
 def _read_header(body: bytes) -> tuple[dict[str, _Tensor], Mapping[str, Any]]:
