@@ -6,6 +6,7 @@ Pure: no clock, no file, no network, no environment, no global random state.
 from learner.config import LearnerConfig, paper
 from learner.errors import ConfigError, LearnerError, NonFiniteError, ShapeError, StateError
 from learner.levit import LEViT, ObserveReport, Prediction
+from learner.scaler import unit
 from learner.state import LearnerState, dump, restore, restore_for_prediction
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "paper",
     "restore",
     "restore_for_prediction",
+    "unit",
 ]

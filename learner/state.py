@@ -57,6 +57,7 @@ def dump(levit: LEViT) -> LearnerState:
         "accuracy": {"overall": levit.accuracy.overall, "by_class": levit.accuracy.by_class},
         "scaler_count": levit.scaler.count,
         "memory_cursor": memory.cursor,
+        "memory_dtype": str(memory.x.dtype).removeprefix("torch."),
     }
     return LearnerState(tensors, values)
 

@@ -116,6 +116,11 @@ class Settings(BaseSettings):
         """The input schema that LEVIT_INPUT declares, or None."""
         return None if self.input is None else InputSchema.parse(self.input)
 
+    @property
+    def learner_threads(self) -> int:
+        """CPU threads of the worker's learner."""
+        return self.worker_threads or max(1, (os.cpu_count() or 1) - 1)
+
     @classmethod
     def read(cls, **overrides: object) -> Self:
         """Return the settings of this environment; `overrides` (command-line options) win.
