@@ -94,7 +94,7 @@ class Entry:
     schema: InputSchema
     n: int
     x: Array
-    """Samples [B, ...] in the wire layout of the schema."""
+    """Samples [B, *schema.shape]."""
     labels: Labels | None
     payload: bytes
     """The bytes as they lie in the log; kept when the entry is quarantined."""
@@ -120,6 +120,10 @@ class Entry:
         if actual != expected:
             raise CorruptState(f"entry {position} has sha256 {actual}, expected {expected}")
         x, labels = decode_payload(payload)
+        try:
+            x = schema.canonical(x)
+        except ValueError as error:
+            raise CorruptState(f"entry {position} does not fit its schema: {error}") from None
         key = fields.get(b"idempotency_key")
         return cls(
             number=number,

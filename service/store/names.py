@@ -24,8 +24,8 @@ REPLAY = _BASE + "replay"
 QUARANTINE = _BASE + "quarantine"
 """Hash position -> the entry that was set aside, and why: a line of JSON, then its payload."""
 DONE = _BASE + "done"
-"""Sorted set of batch ids by entry number: the learned and quarantined batches whose records
-are kept."""
+"""Sorted set by entry number: the learned and quarantined batches whose records are kept, each as
+its batch id and, behind a space, its Idempotency-Key if it had one."""
 
 
 def batch(batch_id: str) -> str:

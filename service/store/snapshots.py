@@ -38,7 +38,7 @@ class SnapshotInfo:
     """Id of the last log entry that was consumed."""
     step: int
     """Entries learned."""
-    entries_quarantined: int
+    quarantined: int
     published_at: float
     """Unix seconds; of the files only, no clock enters the learner."""
     summary: Mapping[str, Any]
@@ -66,7 +66,16 @@ class SnapshotWriter:
         self._root = state_dir / "snapshots"
         self._root.mkdir(parents=True, exist_ok=True)
         directory.remove_temporaries(self._root)
-        self._version = max(_versions(self._root), default=0)
+        self.version = max(_versions(self._root), default=0)
+        """The version published last; 0 before the first."""
+
+    def published_step(self) -> int:
+        """Return the entries learned in the current snapshot; 0 if there is none to serve."""
+        try:
+            current = int((self._root / POINTER).read_bytes())
+            return int(directory.open_directory(self._root / f"snap-{current}").facts["step"])
+        except (FileNotFoundError, CorruptState):
+            return 0
 
     def publish(
         self,
@@ -74,7 +83,7 @@ class SnapshotWriter:
         summary: Summary,
         *,
         position: str,
-        entries_quarantined: int,
+        quarantined: int,
         checkpoint: StoredDirectory | None,
     ) -> SnapshotInfo:
         """Return the facts of the snapshot that readers find from now on.
@@ -83,17 +92,17 @@ class SnapshotWriter:
             state: what to serve.
             summary: what to show of it.
             position: of the last entry consumed.
-            entries_quarantined: entries set aside so far.
+            quarantined: entries set aside so far.
             checkpoint: a directory whose files of frozen experts may be linked to.
 
         Raises:
             OSError: the disk is full or refuses; the snapshot before is still current.
         """
         info = SnapshotInfo(
-            version=self._version + 1,
+            version=self.version + 1,
             position=position,
             step=summary.step,
-            entries_quarantined=entries_quarantined,
+            quarantined=quarantined,
             published_at=time.time(),
             summary=asdict(summary),
         )
@@ -102,7 +111,7 @@ class SnapshotWriter:
         contents[SERVED] = save(dict(state.served))
         directory.write(self._root / f"snap-{info.version}", contents, facts, linked=linked)
         directory.replace_file(self._root / POINTER, str(info.version).encode())
-        self._version = info.version
+        self.version = info.version
         for version in _versions(self._root)[:-KEPT]:
             directory.remove(self._root / f"snap-{version}")
         return info

@@ -1,0 +1,207 @@
+"""The worker process: the only one that learns. This file decides when; `learning` does.
+
+It reads the log behind its position, learns entry by entry, and makes checkpoints and snapshots as
+often as 5 % of the time allows for each. When is a matter of clocks, so nothing of it may enter
+the learner's state. A signal only sets a flag. While Redis is away it waits; where state is
+corrupt it stops learning, stays visible and waits for a human.
+"""
+
+import fcntl
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import structlog
+from prometheus_client import CollectorRegistry, start_http_server
+
+from service import logs
+from service.engine.protocol import Engines
+from service.errors import CorruptState, StateDirectoryBusy, Unavailable
+from service.metrics import WorkerMetrics
+from service.settings import Settings
+from service.store.server import server_url
+from service.worker.learning import Learning
+
+READ_COUNT = 8
+"""Entries read at once: at most 64 MiB of the largest bodies, and few enough round trips."""
+BLOCK_MS = 100
+"""Longest wait for an entry, so also for a signal to be seen."""
+CHECK_INTERVAL_S = 10.0
+"""Time between looks whether the log is whole, besides those before each checkpoint."""
+SHARE = 0.05
+"""Share of time that checkpoints, and likewise snapshots, may take."""
+LONGEST_BACK_OFF_S = 2.0
+"""Longest wait between attempts while Redis or the disk is away."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Pace:
+    """When something costly may be done again."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._affordable_at = self._ended_at = time.monotonic()
+
+    @property
+    def affordable(self) -> bool:
+        """Whether doing it now keeps its share of time."""
+        return time.monotonic() >= self._affordable_at
+
+    @property
+    def due(self) -> bool:
+        """Whether it is affordable and its interval has passed."""
+        return self.affordable and time.monotonic() >= self._ended_at + self._interval_s
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Take what happens inside as its cost."""
+        started_at = time.monotonic()
+        yield
+        self._ended_at = time.monotonic()
+        cost_s = self._ended_at - started_at
+        self._affordable_at = self._ended_at + cost_s * (1 / SHARE - 1)
+
+
+class Worker:
+    """The loop around one `Learning`."""
+
+    def __init__(self, settings: Settings, engines: Engines, metrics: WorkerMetrics) -> None:
+        self._learning = Learning(settings, engines, server_url(settings), metrics)
+        self._checkpoints = Pace(settings.checkpoint_interval_s)
+        self._snapshots = Pace(settings.snapshot_interval_s)
+        self._checked_at = time.monotonic()
+        self._stopping = False
+
+    def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Ask the loop to end after the current entry; also a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Learn until `stop`; then everything learned is in a checkpoint, if Redis is there.
+
+        Raises:
+            CorruptState: the log or what it must fit is damaged; a human decides.
+            SettingsError: a learner setting does not fit the stream or its state.
+        """
+        self._insist(self._learning.restore)
+        while not self._stopping:
+            self._insist(self._turn)
+        try:
+            if self._learning.unsaved:
+                self._save()
+        except (Unavailable, OSError) as error:
+            log.warning("stopped_without_checkpoint", reason=str(error))
+
+    def hold(self) -> None:
+        """Do nothing until `stop`, so that metrics can still be read."""
+        while not self._stopping:
+            time.sleep(BLOCK_MS / 1000)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._learning.close()
+
+    def _turn(self) -> None:
+        """Learn some entries, saving and publishing when it is time."""
+        entries = self._learning.read(count=READ_COUNT, block_ms=BLOCK_MS)
+        for raw in entries:
+            if self._stopping:
+                return
+            expanded = self._learning.learn(raw)
+            if expanded or self._checkpoints.due:
+                self._save()
+            elif self._snapshots.due or not self._learning.published:
+                self._publish()
+        if not entries:
+            self._idle()
+
+    def _idle(self) -> None:
+        if self._learning.unsaved and self._checkpoints.affordable:
+            self._save()
+        elif time.monotonic() - self._checked_at > CHECK_INTERVAL_S:
+            self._learning.check_log()
+            self._checked_at = time.monotonic()
+
+    def _save(self) -> None:
+        with self._checkpoints.measured():
+            self._learning.save()
+        self._checked_at = time.monotonic()
+
+    def _publish(self) -> None:
+        with self._snapshots.measured():
+            self._learning.publish()
+
+    def _insist(self, action: Callable[[], None]) -> None:
+        """Do something, repeating it while Redis or the disk is away."""
+        back_off_s = 0.0
+        while not self._stopping:
+            try:
+                action()
+            except (Unavailable, OSError) as error:
+                if not back_off_s:
+                    log.warning("waiting", reason=str(error))
+                back_off_s = min(LONGEST_BACK_OFF_S, max(0.05, 2 * back_off_s))
+                time.sleep(back_off_s)
+            else:
+                if back_off_s:
+                    log.info("waited_long_enough")
+                return
+
+
+def run(settings: Settings, engines: Engines) -> int:
+    """Learn until SIGTERM or SIGINT; return the exit code 0.
+
+    Raises:
+        StateDirectoryBusy: another worker holds the state directory.
+        CorruptState: after a signal, when learning had stopped for it.
+        SettingsError: a learner setting does not fit the stream or its state.
+    """
+    logs.configure("worker")
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    registry = CollectorRegistry()
+    with _lock(settings.state_dir), _listener(settings, registry):
+        worker = Worker(settings, engines, WorkerMetrics(registry))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, worker.stop)
+        try:
+            worker.run()
+        except CorruptState as error:
+            log.critical("learning_stopped", reason=str(error))
+            worker.hold()
+            raise
+        finally:
+            worker.close()
+    log.info("stopped")
+    return 0
+
+
+@contextmanager
+def _lock(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory; the kernel lets go of it when the process dies."""
+    with (state_dir / "worker.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateDirectoryBusy(f"another worker holds {state_dir}") from None
+        yield
+
+
+@contextmanager
+def _listener(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
+    """Serve the metrics from a daemon thread, unless the port is 0."""
+    if settings.worker_metrics_port == 0:
+        yield
+        return
+    server, thread = start_http_server(
+        settings.worker_metrics_port, settings.worker_metrics_host, registry
+    )
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
