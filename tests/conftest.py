@@ -1,0 +1,84 @@
+"""Fixtures of all tests: a clean environment, a state directory, a real Redis."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.settings import PREFIX, Settings
+from service.store.link import connect
+from service.store.server import EmbeddedServer, bundled_binary
+from tests.system_packages import require
+
+for name in [name for name in os.environ if name.startswith(PREFIX)]:
+    del os.environ[name]
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """An empty state directory."""
+    path = tmp_path / "state"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(scope="session")
+def _embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = Settings(state_dir=tmp_path_factory.mktemp("embedded"))
+    server = EmbeddedServer(settings, bundled_binary())
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Debian's redis-server with the shipped configuration, but a port of its own socket."""
+    home = tmp_path_factory.mktemp("debian")
+    shipped = Path(__file__).parent.parent / "deploy" / "redis.conf"
+    placed = ["--port", "0", "--unixsocket", str(home / "redis.sock"), "--dir", str(home)]
+    with subprocess.Popen(
+        [require("redis-server"), shipped, *placed], stdout=subprocess.DEVNULL
+    ) as process:
+        url = f"unix://{home}/redis.sock"
+        redis = connect(url)
+        while not (home / "redis.sock").exists():
+            assert process.poll() is None
+        redis.ping()
+        redis.close()
+        yield url
+        process.terminate()
+
+
+@pytest.fixture
+def redis_server(_embedded: str) -> Iterator[str]:
+    """The address of an empty embedded server."""
+    yield from _emptied(_embedded)
+
+
+@pytest.fixture(params=["embedded", "debian"])
+def either_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of an empty server: the embedded one, then Debian's."""
+    yield from _emptied(request.getfixturevalue(f"_{request.param}"))
+
+
+@pytest.fixture
+def settings(state_dir: Path, redis_server: str) -> MakeSettings:
+    """A function that makes settings for this test's directory and server; options win."""
+
+    def make(**options: object) -> Settings:
+        fixed = {"state_dir": state_dir, "redis_url": redis_server, "worker_metrics_port": 0}
+        return Settings.read(**(fixed | options))
+
+    return make
+
+
+def _emptied(url: str) -> Iterator[str]:
+    redis = connect(url)
+    redis.flushall()
+    redis.close()
+    yield url
