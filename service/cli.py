@@ -20,15 +20,22 @@ from rich.table import Table
 from service.client import ApiError, Client
 from service.datafile import BadDataFile, read_arrays
 from service.engine.protocol import Array, Engines
-from service.errors import CorruptState, DemoFailed, SettingsError, StateDirectoryBusy
+from service.errors import (
+    CorruptState,
+    DemoFailed,
+    ServiceError,
+    SettingsError,
+    StateDirectoryBusy,
+)
 from service.settings import PREFIX, Settings
 
 EXIT_CODES: dict[type[Exception], int] = {
     ApiError: 1,
+    ServiceError: 1,
+    DemoFailed: 1,
+    OSError: 1,
     SettingsError: 2,
     BadDataFile: 2,
-    DemoFailed: 1,
-    TimeoutError: 1,
     CorruptState: 65,
     StateDirectoryBusy: 75,
 }
@@ -92,7 +99,7 @@ def api(
     from service.api.app import serve
 
     settings = Settings.read(state_dir=state_dir, insecure=insecure or None, host=host, port=port)
-    serve(settings, load_engines)
+    serve(settings, lambda: load_engines(settings.api_threads))
 
 
 @app.command()
@@ -100,7 +107,8 @@ def worker(state_dir: StateDir = None) -> None:
     """Run the worker: the only process that learns, one per state directory."""
     from service.worker import loop
 
-    raise typer.Exit(loop.run(Settings.read(state_dir=state_dir), load_engines()))
+    settings = Settings.read(state_dir=state_dir)
+    raise typer.Exit(loop.run(settings, load_engines(settings.learner_threads)))
 
 
 @app.command()
@@ -220,11 +228,11 @@ def _samples(
     return x, y
 
 
-def load_engines() -> Engines:
-    """Return the engines of LEViT; imports torch, which takes seconds."""
+def load_engines(threads: int) -> Engines:
+    """Return the engines of LEViT on that many CPU threads; imports torch, which takes seconds."""
     from service.engine.levit import LevitEngines
 
-    return LevitEngines()
+    return LevitEngines(threads=threads)
 
 
 def main() -> None:
@@ -240,4 +248,4 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, ApiError):
         refused = HTTPStatus.BAD_REQUEST <= error.status < HTTPStatus.INTERNAL_SERVER_ERROR
         return 2 if refused else 1
-    return EXIT_CODES[type(error)]
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))

@@ -1,0 +1,227 @@
+"""What operators take: read as data, compared with the code and with what we promise of it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import PREFIX, Settings
+from service.store.server import OPTIONS
+from tests.metric_families import series_names
+
+ROOT = Path(__file__).parent.parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+GPU: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())
+GRAFANA = ROOT / "deploy/grafana"
+DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/levit.json").read_text())
+QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]] + [
+    annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]
+]
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+
+
+def metrics_in(query: str) -> set[str]:
+    """Return the metrics that a PromQL query names, ours and those of processes."""
+    return set(re.findall(r"\b(?:levit|process)_\w+", query))
+
+
+def test_compose_runs_what_the_readme_says() -> None:
+    assert set(SERVICES) == {"api", "worker", "redis", "prometheus", "grafana"}
+    assert SERVICES["api"]["command"] == ["api"]
+    assert SERVICES["worker"]["command"] == ["worker"]
+
+
+def test_only_the_api_and_grafana_are_published_and_only_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+
+    assert published == {"api": ["127.0.0.1:8000:8000"], "grafana": ["127.0.0.1:3000:3000"]}
+
+
+def test_redis_prometheus_and_the_worker_are_on_the_internal_network_only() -> None:
+    assert COMPOSE["networks"]["internal"] == {"internal": True}
+    inner = {name for name, service in SERVICES.items() if service["networks"] == ["internal"]}
+
+    assert inner == {"redis", "prometheus", "worker"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_has_no_more_rights_than_it_needs(name: str) -> None:
+    service = SERVICES[name]
+
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["pids_limit"] > 0
+    assert service["mem_limit"]
+    assert service["stop_grace_period"] == "30s"
+    assert "privileged" not in service
+
+
+@pytest.mark.parametrize("name", set(SERVICES) - {"api", "worker"})
+def test_an_image_of_others_is_pinned_and_runs_as_an_ordinary_user(name: str) -> None:
+    user, tag = SERVICES[name]["user"], SERVICES[name]["image"].split(":")[1]
+
+    assert int(user.split(":")[0]) > 0
+    assert re.search(r"\d+\.\d+", tag)
+
+
+@pytest.mark.parametrize("name", set(SERVICES) - {"api"})
+def test_a_container_says_whether_it_is_healthy(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
+
+
+def test_what_must_last_lies_in_volumes() -> None:
+    assert "state:/state" in SERVICES["worker"]["volumes"]
+    assert "state:/state:ro" in SERVICES["api"]["volumes"]
+    assert "redis:/data" in SERVICES["redis"]["volumes"]
+    assert set(COMPOSE["volumes"]) == {"state", "redis", "prometheus", "grafana"}
+
+
+def test_every_file_that_is_mounted_exists() -> None:
+    mounted = [
+        volume.split(":")[0] for service in SERVICES.values() for volume in service["volumes"]
+    ]
+    absent = [path for path in mounted if path.startswith("./") and not (ROOT / path).exists()]
+
+    assert absent == []
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_compose_sets_only_settings_that_exist(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in SERVICES[name]["environment"].items():
+        monkeypatch.setenv(variable, value)
+
+    settings = Settings.read(host="0.0.0.0", state_dir="/state")  # noqa: S104  in a container
+
+    assert settings.redis_url == "redis://redis:6379/0"
+
+
+def test_redis_keeps_what_it_is_given() -> None:
+    lines = (ROOT / "deploy/redis.conf").read_text().splitlines()
+    found = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
+
+    assert {name: found[name].strip('"') for name in OPTIONS} == OPTIONS
+    assert found["dir"] == "/data"
+
+
+def test_grafana_asks_for_a_password_that_is_in_no_file_of_ours() -> None:
+    environment = SERVICES["grafana"]["environment"]
+
+    [secret] = COMPOSE["secrets"]
+
+    assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+    assert environment["GF_SECURITY_ADMIN_PASSWORD__FILE"] == f"/run/secrets/{secret}"
+    assert "GF_SECURITY_ADMIN_PASSWORD" not in environment
+    assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_gpu_override_changes_the_worker_only() -> None:
+    worker = GPU["services"]["worker"]
+    device = worker["deploy"]["resources"]["reservations"]["devices"][0]
+
+    assert set(GPU["services"]) == {"worker"}
+    assert worker["environment"] == {"LEVIT_DEVICE": "cuda"}
+    assert device["capabilities"] == ["gpu"]
+    assert set(worker["build"]["args"]) <= set(re.findall(r"^ARG (\w+)=", DOCKERFILE, re.MULTILINE))
+
+
+def test_the_image_is_built_apart_and_runs_as_nobody() -> None:
+    _, build, final = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)
+
+    assert "--require-hashes -r /build/requirements.lock" in build
+    assert "pip install" not in final
+    assert "\nUSER 10001:10001\n" in final
+    assert "\nSTOPSIGNAL SIGTERM\n" in final
+    assert "\nHEALTHCHECK " in final
+    assert set(re.findall(rf"{PREFIX}(\w+)=", final)) <= {
+        name.upper() for name in Settings.model_fields
+    }
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_pins_every_package_with_its_hashes(lock: str) -> None:
+    text = re.sub(r"^#.*\n", "", (ROOT / lock).read_text(), flags=re.MULTILINE)
+    packages = re.split(r"\n(?=\S)", text.strip())
+    pinned = re.compile(r"[\w.-]+==\S+(?: ; [^\\]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+")
+
+    assert [package for package in packages if not pinned.fullmatch(package)] == []
+
+
+def test_torch_is_in_no_lock_and_the_same_version_everywhere() -> None:
+    locked = "\n".join((ROOT / lock).read_text() for lock in LOCKS)
+    version = re.search(r"^TORCH \?= (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+    assert not re.search(r"^torch==", locked, re.MULTILINE)
+    assert version is not None
+    assert f"ARG TORCH={version[1]}\n" in DOCKERFILE
+
+
+def test_prometheus_scrapes_both_processes_every_five_seconds() -> None:
+    targets = {
+        target
+        for job in PROMETHEUS["scrape_configs"]
+        for static in job["static_configs"]
+        for target in static["targets"]
+    }
+    ports = {name: Settings.model_fields[name].default for name in ("port", "worker_metrics_port")}
+
+    assert PROMETHEUS["global"]["scrape_interval"] == "5s"
+    assert targets == {f"api:{ports['port']}", f"worker:{ports['worker_metrics_port']}"}
+    assert {target.split(":")[0] for target in targets} <= set(SERVICES)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_the_dashboard_names_only_metrics_that_exist(query: str) -> None:
+    known = series_names() | {"process_resident_memory_bytes"}
+
+    assert metrics_in(query)
+    assert metrics_in(query) <= known
+
+
+def test_a_misspelt_metric_would_be_noticed() -> None:
+    assert not metrics_in("max(levit_expertz)") <= series_names()
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "levit_experts",
+        "levit_expansions_total",
+        "levit_novelty",
+        "levit_novelty_threshold",
+        "levit_prequential_accuracy_ratio",
+        "levit_class_prequential_accuracy_ratio",
+        "levit_replay_samples",
+        "levit_stream_backlog",
+        "levit_predict_duration_seconds_bucket",
+        "levit_snapshot_age_seconds",
+        "levit_samples_learned_total",
+    ],
+)
+def test_the_dashboard_shows(metric: str) -> None:
+    assert metric in set().union(*map(metrics_in, QUERIES))
+
+
+@pytest.mark.parametrize("panel", DASHBOARD["panels"], ids=lambda panel: str(panel["title"]))
+def test_a_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) -> None:
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert all(target["legendFormat"] for target in panel["targets"])
+
+
+def test_grafana_finds_its_datasource_and_dashboards() -> None:
+    provisioning = GRAFANA / "provisioning"
+    source = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())
+    provider = yaml.safe_load((provisioning / "dashboards/levit.yml").read_text())["providers"][0]
+    folder = provider["options"]["path"]
+
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+    assert source["datasources"][0]["uid"] == DASHBOARD["panels"][0]["datasource"]["uid"]
+    assert f"./deploy/grafana/dashboards:{folder}:ro" in SERVICES["grafana"]["volumes"]
+    assert provider["allowUiUpdates"] is False

@@ -1,0 +1,54 @@
+"""What the metrics say of a snapshot."""
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.engine.protocol import Summary
+from service.metrics import LearningCollector
+from tests.metric_families import FULL, learning
+
+
+def test_nothing_is_said_about_learning_before_the_first_snapshot() -> None:
+    registry = CollectorRegistry()
+    registry.register(LearningCollector(lambda: None, max_classes=10))
+
+    assert list(registry.collect()) == []
+
+
+def test_an_unknown_novelty_has_no_sample() -> None:
+    registry = learning(Summary(novelty=None))
+
+    assert registry.get_sample_value("levit_novelty") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "value"),
+    [
+        ("levit_snapshot_age_seconds", {}, 5.0),
+        ("levit_samples_unlabelled_total", {}, 10.0),
+        ("levit_expansions_refused_total", {"reason": "max_experts"}, 1.0),
+        ("levit_class_prequential_accuracy_ratio", {"class": "cat"}, 1.0),
+        ("levit_class_prequential_accuracy_ratio", {"class": "dog"}, None),
+        ("levit_replay_samples", {"class": "dog"}, 20.0),
+    ],
+    ids=str,
+)
+def test_facts_of_the_snapshot_are_told(
+    name: str, labels: dict[str, str], value: float | None
+) -> None:
+    registry = learning(FULL)
+
+    assert registry.get_sample_value(name, labels) == value
+
+
+def test_classes_beyond_the_bound_are_summed_as_other() -> None:
+    registry = learning(FULL, max_classes=1)
+
+    assert registry.get_sample_value("levit_replay_samples", {"class": "dog"}) is None
+    assert registry.get_sample_value("levit_replay_samples", {"class": "other"}) == 50.0
+
+
+def test_a_class_that_is_called_other_makes_no_second_series() -> None:
+    registry = learning(FULL, max_classes=3)
+
+    assert registry.get_sample_value("levit_replay_samples", {"class": "other"}) == 30.0
