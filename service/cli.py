@@ -4,9 +4,11 @@ Exit codes: 0 done · 1 the service could not do it · 2 the user's mistake · 6
 75 the state directory is in use. A failure is one line on standard error.
 """
 
+import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
@@ -229,7 +231,7 @@ def _samples(
 
 
 def load_engines(threads: int) -> Engines:
-    """Return the engines of LEViT on that many CPU threads; imports torch, which takes seconds."""
+    """Return the engines of LEViT on so many CPU threads; imports torch, which takes seconds."""
     from service.engine.levit import LevitEngines
 
     return LevitEngines(threads=threads)
