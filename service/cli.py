@@ -4,11 +4,9 @@ Exit codes: 0 done · 1 the service could not do it · 2 the user's mistake · 6
 75 the state directory is in use. A failure is one line on standard error.
 """
 
-import os
 import re
 import sys
 from collections.abc import Sequence
-from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from service.demo.data import DemoData
@@ -96,7 +97,7 @@ def _draw_experts(axes: Axes, result: Result) -> None:
     axes.step([*born, result.samples], [*experts, result.experts], where="post", color="tab:orange")
     axes.plot(born[1:], experts[1:], "^", color="tab:red", label="expansion")
     axes.set(xlabel="samples learned", ylabel="experts", ylim=(0, result.experts + 1))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(
         f"the mixture grows to {result.experts} experts "
         f"(threshold {result.threshold:g}, replay capacity {result.capacity:,})"
