@@ -161,7 +161,7 @@ def _hand_out(answer: Answer, requests: list[_Waiting]) -> None:
 def _refuse(request: _Waiting, error: BaseException) -> None:
     """Give the request a refusal; an error that nobody raised on purpose is logged whole."""
     if not isinstance(error, ServiceError):
-        _log.error("forward pass failed", samples=len(request.x), exc_info=error)
+        _log.error("forward_failed", samples=len(request.x), exc_info=error)
         error = Unavailable(
             "prediction_failed", "the model could not answer this request", retry_after_s=1
         )

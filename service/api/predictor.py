@@ -157,7 +157,7 @@ class Follower:
             self._current = Served(loaded.info, engines.predictor(loaded.state))
         except (CorruptState, OSError) as error:
             if version is None or version != self._refused_version:
-                _log.error("snapshot refused", version=version, error=str(error))
+                _log.error("snapshot_refused", version=version, error=str(error))
             self._refused_version = version
 
 

@@ -1,0 +1,86 @@
+"""The real API in this process, for tests: a numpy predictor behind published snapshots."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import httpx
+import numpy as np
+
+from service.api.app import create_app
+from service.engine.protocol import Array, Engines, EngineState, Label, Prediction, Summary
+from service.inputs import InputSchema
+from service.settings import Settings
+from service.store.snapshots import SnapshotInfo, SnapshotWriter
+
+SCHEMA = InputSchema.parse("image:8x8x1")
+UNANSWERED = 255
+"""First pixel of a sample for which the predictor knows no class."""
+
+
+class PixelPredictor:
+    """Answers with the class that the first pixel of a sample names, modulo the classes."""
+
+    def __init__(self, classes: list[Label]) -> None:
+        self.classes = classes
+        self.schema = SCHEMA
+
+    def predict(self, x: Array) -> Prediction:
+        pixels = x.reshape(len(x), -1)[:, 0]
+        first = pixels.astype(np.int64) % len(self.classes)
+        probabilities = np.full((len(x), len(self.classes)), 0.1, np.float32)
+        probabilities[np.arange(len(x)), first] = 0.1234567
+        probabilities[pixels == UNANSWERED] = 0
+        novelty = x.reshape(len(x), -1).mean(axis=1, dtype=np.float32)
+        return Prediction(
+            classes=self.classes,
+            probabilities=probabilities,
+            experts=np.full(len(x), 3),
+            novelty=novelty,
+        )
+
+
+class PixelEngines:
+    """Makes predictors of snapshots whose values name the classes."""
+
+    def predictor(self, state: EngineState) -> PixelPredictor:
+        return PixelPredictor(state.values["classes"])
+
+
+def load_pixel_engines() -> Engines:
+    return cast(Engines, PixelEngines())
+
+
+def publish(state_dir: Path, *, classes: list[Label], position: str = "7-0") -> SnapshotInfo:
+    """Publish a model of `classes`, as the worker would."""
+    state = EngineState(
+        frozen={},
+        served={"weights": np.zeros(2, np.float32)},
+        training={},
+        members=np.empty((0, 2), np.int64),
+        values={"classes": classes},
+    )
+    summary = Summary(
+        step=5,
+        classes=classes,
+        prequential_by_class=[None] * len(classes),
+        replay_by_class=[0] * len(classes),
+    )
+    return SnapshotWriter(state_dir).publish(
+        state, summary, position=position, quarantined=0, checkpoint=None
+    )
+
+
+@asynccontextmanager
+async def running_api(
+    settings: Settings, load_engines: Callable[[], Engines] = load_pixel_engines
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the API's lifespan; yield a client whose requests go straight into the app."""
+    app = create_app(settings, load_engines)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://levit") as client,
+    ):
+        yield client
