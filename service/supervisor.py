@@ -129,11 +129,10 @@ class Supervisor:
         self._stopping = True
 
     def run(self) -> int:
-        """Run the parts until `stop`; return 0, or 2 when a child refuses its settings.
+        """Run the parts until `stop`; return 0, 1 without Redis, or 2 when settings are refused.
 
         Raises:
             SettingsError: there is no Redis server to start.
-            Unavailable: Redis did not start.
         """
         try:
             if self._redis is not None:
@@ -147,6 +146,9 @@ class Supervisor:
                     part.look()
                 time.sleep(POLL_S)
             return 0
+        except Unavailable as error:
+            log.critical("redis_did_not_start", reason=str(error))
+            return 1
         finally:
             self._end()
 
@@ -162,7 +164,6 @@ def serve(settings: Settings) -> int:
 
     Raises:
         SettingsError: there is no Redis server to start.
-        Unavailable: Redis did not start.
     """
     logs.configure("serve")
     settings.state_dir.mkdir(parents=True, exist_ok=True)

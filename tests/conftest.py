@@ -37,12 +37,14 @@ def _embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Debian's redis-server with the shipped configuration, but a port of its own socket."""
+    """Debian's redis-server with the shipped configuration, but for where it listens and writes."""
     home = tmp_path_factory.mktemp("debian")
-    shipped = Path(__file__).parent.parent / "deploy" / "redis.conf"
-    placed = ["--port", "0", "--unixsocket", str(home / "redis.sock"), "--dir", str(home)]
+    shipped = (Path(__file__).parent.parent / "deploy" / "redis.conf").read_text()
+    configuration = home / "redis.conf"
+    configuration.write_text(shipped.replace("dir /data", f"dir {home}"))
+    placed = ["--port", "0", "--unixsocket", str(home / "redis.sock")]
     with subprocess.Popen(
-        [require("redis-server"), shipped, *placed], stdout=subprocess.DEVNULL
+        [require("redis-server"), configuration, *placed], stdout=subprocess.DEVNULL
     ) as process:
         url = f"unix://{home}/redis.sock"
         redis = connect(url)

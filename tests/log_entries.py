@@ -1,0 +1,80 @@
+"""A small seeded stream put into the log as the API would, and the digest of what was learned."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.engine.protocol import Array, EngineState, Label, Labels
+from service.inputs import InputSchema
+from service.settings import Settings
+from service.store import entry
+from service.store.append import Appender, Receipt, Submission
+
+SCHEMA = InputSchema.parse("image:8x8x1")
+
+
+def submission(
+    x: Array, labels: Labels | None = None, *, key: str | None = None, body: str | None = None
+) -> Submission:
+    """Return what the API makes of a request with these arrays."""
+    payload = entry.encode(x, labels)
+    listed: list[Label] = [] if labels is None else [v for v in _plain(labels) if v not in (-1, "")]
+    kinds = {type(label) for label in listed}
+    return Submission(
+        schema=InputSchema.of(x),
+        labels_kind="string" if kinds == {str} else "int" if kinds else None,
+        n=len(x),
+        distinct_labels=sorted(set(listed), key=str),
+        payload=payload,
+        idempotency_key=key,
+        digest=hashlib.sha256(payload if body is None else body.encode()).hexdigest(),
+    )
+
+
+def batches(count: int, *, n: int = 4, seed: int = 0) -> list[Submission]:
+    """Return a stream of small grey images of three classes; every third batch has no labels."""
+    generator = np.random.default_rng(seed)
+    stream = []
+    for number in range(count):
+        labels = generator.integers(0, 3, n)
+        x = (
+            generator.integers(0, 100, (n, 8, 8, 1), np.uint8)
+            + (labels * 50).astype(np.uint8)[:, None, None, None]
+        )
+        stream.append(submission(x, None if number % 3 == 2 else labels))
+    return stream
+
+
+def refused_batch() -> Submission:
+    """Return a batch that the toy engine refuses to learn."""
+    return submission(np.full((2, 8, 8, 1), 255, np.uint8))
+
+
+async def append_all(settings: Settings, stream: Sequence[Submission]) -> list[Receipt]:
+    """Append a stream to the log; return its receipts."""
+    assert settings.redis_url is not None
+    appender = Appender(settings.redis_url, settings)
+    try:
+        return [await appender.append(one) for one in stream]
+    finally:
+        await appender.close()
+
+
+def digest(state: EngineState) -> str:
+    """Return one SHA-256 over every array and value of a state."""
+    hashed = hashlib.sha256(json.dumps(state.values, sort_keys=True).encode())
+    arrays = {"members": state.members}
+    arrays |= {f"served.{name}": array for name, array in state.served.items()}
+    arrays |= {f"training.{name}": array for name, array in state.training.items()}
+    for expert, tensors in state.frozen.items():
+        arrays |= {f"frozen.{expert}.{name}": array for name, array in tensors.items()}
+    for name in sorted(arrays):
+        hashed.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        hashed.update(arrays[name].tobytes())
+    return hashed.hexdigest()
+
+
+def _plain(labels: Labels) -> Sequence[Label]:
+    return labels.tolist() if isinstance(labels, np.ndarray) else labels
