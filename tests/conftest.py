@@ -2,14 +2,16 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.settings import PREFIX, Settings
 from service.store.link import connect
 from service.store.server import EmbeddedServer, bundled_binary
+from tests.served import publish, running_api, until_served
 from tests.system_packages import require
 
 for name in [name for name in os.environ if name.startswith(PREFIX)]:
@@ -77,6 +79,28 @@ def settings(state_dir: Path, redis_server: str) -> MakeSettings:
         return Settings.read(**(fixed | options))
 
     return make
+
+
+@pytest.fixture
+def api_settings(settings: MakeSettings) -> Settings:
+    """Settings of an API whose bounds are quickly reached."""
+    return settings(insecure=True, max_batch=16, max_body_bytes=150_000)
+
+
+@pytest.fixture
+async def api(api_settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """An API in this process that serves no model yet."""
+    async with running_api(api_settings) as client:
+        yield client
+
+
+@pytest.fixture
+async def serving(api_settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """An API in this process that serves a model."""
+    publish(api_settings.state_dir, classes=[5, 6, 7])
+    async with running_api(api_settings) as client:
+        await until_served(client)
+        yield client
 
 
 def _emptied(url: str) -> Iterator[str]:

@@ -1,9 +1,11 @@
-"""The real API in this process, for tests: a numpy predictor behind published snapshots."""
+"""The real API in this process, for tests: a numpy predictor behind published snapshots,
+what is sent to it, and what must hold of its answers and of Redis."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -12,9 +14,14 @@ from service.api.app import create_app
 from service.engine.protocol import Array, Engines, EngineState, Label, Prediction, Summary
 from service.inputs import InputSchema
 from service.settings import Settings
+from service.store import names
+from service.store.entry import Entry
+from service.store.link import connect
 from service.store.snapshots import SnapshotInfo, SnapshotWriter
 
 SCHEMA = InputSchema.parse("image:8x8x1")
+PIXELS = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
+DOCUMENT = {"x": PIXELS.tolist(), "y": [1, None]}
 UNANSWERED = 255
 """First pixel of a sample for which the predictor knows no class."""
 
@@ -84,3 +91,39 @@ async def running_api(
         httpx.AsyncClient(transport=transport, base_url="http://levit") as client,
     ):
         yield client
+
+
+async def until_served(client: httpx.AsyncClient) -> None:
+    while (await client.get("/experts")).json()["model_version"] == 0:  # noqa: ASYNC110  HTTP has no event
+        await asyncio.sleep(0.01)
+
+
+def stored(url: str) -> list[str]:
+    """Return everything that Redis holds, by name."""
+    redis = connect(url)
+    try:
+        found: Any = redis.keys()
+        return sorted(name.decode() for name in found)
+    finally:
+        redis.close()
+
+
+def logged(url: str) -> list[Entry]:
+    """Return the entries of the log."""
+    redis = connect(url)
+    try:
+        found: Any = redis.xrange(names.LOG)
+        return [
+            Entry.from_fields(number, position.decode(), fields)
+            for number, (position, fields) in enumerate(found, 1)
+        ]
+    finally:
+        redis.close()
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
+    said = answer.json()
+    assert (answer.status_code, said["status"], said["code"]) == (status, status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert set(said) == {"type", "title", "status", "code", "detail"}
+    assert ("Retry-After" in answer.headers) == (status == 503)
