@@ -19,10 +19,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
         BadDataFile: the file is missing, damaged, of another format, or holds Python objects.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)  # noqa: TID251  the one place; no pickle
-        if isinstance(loaded, np.ndarray):
-            return {"x": loaded}
-        with loaded:
-            return dict(loaded)
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)  # noqa: TID251  the one place; no pickle
+            return {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BadDataFile(f"expected an .npz or .npy file of arrays at {path}: {error}") from None
