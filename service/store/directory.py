@@ -81,7 +81,8 @@ def write(
             written before, because their bytes are the same.
 
     Raises:
-        OSError: the disk is full or refuses; nothing is left at `path`.
+        OSError: the disk is full or refuses; nothing is left at `path` (or, had only the last
+            fsync failed, a whole directory that a power cut may take away).
     """
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     temporary.mkdir()
