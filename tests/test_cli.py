@@ -16,11 +16,10 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 def levit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `levit` with these arguments, in an environment without settings but these."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("LEVIT_")}
+    """Run `levit` with these arguments and, beside the test's environment, these settings."""
     return subprocess.run(
         [sys.executable, "-m", "service", *arguments],
-        env=clean | {"COLUMNS": "100"} | environment,
+        env=os.environ | {"COLUMNS": "100"} | environment,
         capture_output=True,
         text=True,
         timeout=30,

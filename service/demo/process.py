@@ -26,17 +26,16 @@ STOP_LIMIT_S = 40.0
 def running_service(settings: Mapping[str, object]) -> Iterator[str]:
     """Yield the address of a fresh service in `STATE_DIR`; stop it afterwards, keep its state.
 
+    Args:
+        settings: of the service, by field; ports are chosen unless they are among them.
+
     Raises:
         SettingsError: `STATE_DIR` exists and no demo made it.
         DemoFailed: the service did not become ready within `START_LIMIT_S`.
     """
     _clear_state()
-    port = _free_port(8000)
-    environment = os.environ | environment_of(settings)
-    environment |= {
-        PREFIX + "PORT": str(port),
-        PREFIX + "WORKER_METRICS_PORT": str(_free_port(9101)),
-    }
+    ports = {"port": free_port(8000), "worker_metrics_port": free_port(9101)}
+    environment = os.environ | environment_of(ports | dict(settings))
     command = [
         sys.executable,
         "-m",
@@ -50,7 +49,7 @@ def running_service(settings: Mapping[str, object]) -> Iterator[str]:
         # The same process group: the terminal's Ctrl-C and hang-up reach the service as well.
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{environment[PREFIX + 'PORT']}"
         _wait_until_ready(process, url)
         yield url
     finally:
@@ -71,7 +70,7 @@ def _clear_state() -> None:
     STATE_DIR.mkdir()
 
 
-def _free_port(wanted: int) -> int:
+def free_port(wanted: int) -> int:
     """Return `wanted`, or a port that is free if something listens there already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
