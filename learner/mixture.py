@@ -140,6 +140,7 @@ class Mixture(nn.Module):
     def expand(self, *, step: int, novelty: float | None, generator: Generator) -> None:
         """Freeze the active expert (and the backbone) and add a fresh active one."""
         self.lives[-1].frozen_step = step
+        self.zero_grad()
         born = Life(id=self.lives[-1].id + 1, born_step=step, novelty=novelty)
         self._add(born, generator)
 

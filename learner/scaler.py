@@ -36,7 +36,7 @@ class Scaler:
         """Return a scaler that has seen nothing."""
         values = input_shape[0] if len(input_shape) == 1 else 0
         zero_V = torch.zeros(values, dtype=torch.float64, device=device)
-        return cls(0, zero_V, zero_V)
+        return cls(0, zero_V, zero_V.clone())
 
     def learned(self, x: Tensor) -> Self:
         """Return the scaler that has also seen this mini-batch."""

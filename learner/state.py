@@ -20,6 +20,9 @@ from learner.scaler import Scaler
 from learner.training import Losses
 
 
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of one parameter
+
+
 @dataclass(frozen=True, slots=True)
 class LearnerState:
     """All that a learner is; `tensors` fit a safetensors file, `values` a JSON file."""
@@ -159,10 +162,8 @@ def _optimizer_tensors(levit: LEViT) -> dict[str, Tensor]:
 def _restore_optimizer(levit: LEViT, tensors: dict[str, Tensor]) -> None:
     optimizer = levit.trainer.optimizer
     for name, parameter in _named_learning_parameters(levit).items():
-        moments = {
-            moment: tensors[f"optimizer.{moment}.{name}"].clone().to(levit.device)
-            for moment in ("step", "exp_avg", "exp_avg_sq")
-            if f"optimizer.{moment}.{name}" in tensors
-        }
-        if moments:
-            optimizer.state[parameter] = moments
+        names = {moment: f"optimizer.{moment}.{name}" for moment in _MOMENTS}
+        if any(saved in tensors for saved in names.values()):  # none before its first gradient
+            optimizer.state[parameter] = {
+                moment: tensors[saved].clone().to(levit.device) for moment, saved in names.items()
+            }

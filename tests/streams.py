@@ -1,80 +1,93 @@
-"""A small seeded stream put into the log as the API would, and the digest of what was learned."""
+"""Tiny learners and seeded streams for the tests of the learner."""
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from service.engine.protocol import Array, EngineState, Label, Labels
-from service.inputs import InputSchema
-from service.settings import Settings
-from service.store import entry
-from service.store.append import Appender, Receipt, Submission
+from learner import LearnerConfig, LEViT, dump, paper
 
-SCHEMA = InputSchema.parse("image:8x8x1")
+torch.set_num_threads(1)  # two test processes share two cores, and bits depend on the count
 
+CONFIGS: dict[str, LearnerConfig] = {
+    "vit-gated": paper((1, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3),
+    "vit-fixed": paper(
+        (1, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3, fusion="fixed"
+    ),
+    "vit-none": paper(
+        (1, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3, fusion="none"
+    ),
+    "dnn-gated": paper(
+        (1, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3, kind="dnn"
+    ),
+    "vit-several-steps": paper(
+        (1, 8, 8), capacity=20, per_batch=150, threshold=0.02, learning_rate=3e-3
+    ),
+    "vit-no-replay": paper((1, 8, 8), capacity=20, per_batch=0, threshold=0.02),
+    "colour": paper((3, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3),
+    "padded": paper((1, 13, 11), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3),
+    "vectors": paper((6,), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3),
+}
+"""Every configuration that obeys the laws, small enough to learn a stream in a second."""
 
-def submission(
-    x: Array, labels: Labels | None = None, *, key: str | None = None, body: str | None = None
-) -> Submission:
-    """Return what the API makes of a request with these arrays."""
-    payload = entry.encode(x, labels)
-    listed: list[Label] = [] if labels is None else [v for v in _plain(labels) if v not in (-1, "")]
-    kinds = {type(label) for label in listed}
-    return Submission(
-        schema=InputSchema.of(x),
-        labels_kind="string" if kinds == {str} else "int" if kinds else None,
-        n=len(x),
-        distinct_labels=sorted(set(listed), key=str),
-        payload=payload,
-        idempotency_key=key,
-        digest=hashlib.sha256(payload if body is None else body.encode()).hexdigest(),
-    )
-
-
-def batches(count: int, *, n: int = 4, seed: int = 0) -> list[Submission]:
-    """Return a stream of small grey images of three classes; every third batch has no labels."""
-    generator = np.random.default_rng(seed)
-    stream = []
-    for number in range(count):
-        labels = generator.integers(0, 3, n)
-        x = (
-            generator.integers(0, 100, (n, 8, 8, 1), np.uint8)
-            + (labels * 50).astype(np.uint8)[:, None, None, None]
-        )
-        stream.append(submission(x, None if number % 3 == 2 else labels))
-    return stream
+CLASSES, PER_CLASS, BATCH = 3, 40, 10
 
 
-def refused_batch() -> Submission:
-    """Return a batch that the toy engine refuses to learn."""
-    return submission(np.full((2, 8, 8, 1), 255, np.uint8))
+@dataclass(frozen=True)
+class MiniBatch:
+    """What one `observe` gets; labels as the stream spells them."""
+
+    x: Tensor
+    labels: Tensor | list[str] | None
 
 
-async def append_all(settings: Settings, stream: Sequence[Submission]) -> list[Receipt]:
-    """Append a stream to the log; return its receipts."""
-    assert settings.redis_url is not None
-    appender = Appender(settings.redis_url, settings)
-    try:
-        return [await appender.append(one) for one in stream]
-    finally:
-        await appender.close()
+@dataclass
+class Shift:
+    """Samples of a class are a fixed pattern plus noise, so classes are easy to tell apart."""
+
+    shape: tuple[int, ...]
+    seed: int = 0
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.patterns = torch.rand(CLASSES, *self.shape, generator=self.generator)
+
+    def draw(self, k: int, n: int) -> Tensor:
+        """Return n samples of class k: uint8 images or float32 vectors."""
+        x = 0.8 * self.patterns[k] + 0.2 * torch.rand(n, *self.shape, generator=self.generator)
+        return x * 10 if len(self.shape) == 1 else (x * 255).round().to(torch.uint8)
 
 
-def digest(state: EngineState) -> str:
-    """Return one SHA-256 over every array and value of a state."""
-    hashed = hashlib.sha256(json.dumps(state.values, sort_keys=True).encode())
-    arrays = {"members": state.members}
-    arrays |= {f"served.{name}": array for name, array in state.served.items()}
-    arrays |= {f"training.{name}": array for name, array in state.training.items()}
-    for expert, tensors in state.frozen.items():
-        arrays |= {f"frozen.{expert}.{name}": array for name, array in tensors.items()}
-    for name in sorted(arrays):
-        hashed.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        hashed.update(arrays[name].tobytes())
-    return hashed.hexdigest()
+def by_class(config: LearnerConfig, *, seed: int = 0) -> Iterator[MiniBatch]:
+    """Yield mini-batches class after class; every fifth without labels, every fourth half."""
+    source = Shift(config.input_shape, seed)
+    for number in range(CLASSES * PER_CLASS // BATCH):
+        k = number * BATCH // PER_CLASS
+        labels = torch.full((BATCH,), k)
+        if number % 4 == 3:
+            labels[::2] = -1
+        yield MiniBatch(source.draw(k, BATCH), None if number % 5 == 4 else labels)
 
 
-def _plain(labels: Labels) -> Sequence[Label]:
-    return labels.tolist() if isinstance(labels, np.ndarray) else labels
+def learned(config: LearnerConfig, *, steps: int | None = None, seed: int = 0) -> LEViT:
+    """Return a learner that has observed the first `steps` mini-batches of `by_class`."""
+    levit = LEViT(config)
+    for number, batch in enumerate(by_class(config, seed=seed)):
+        if steps is not None and number >= steps:
+            break
+        levit.observe(batch.x, batch.labels)
+    return levit
+
+
+def digest(levit: LEViT) -> str:
+    """Return the SHA-256 of the whole state: every byte of every tensor, every plain value."""
+    state = dump(levit)
+    sha = hashlib.sha256(repr(state.values).encode())
+    for name in sorted(state.tensors):
+        tensor = state.tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
