@@ -19,7 +19,6 @@ from learner.mixture import Life
 from learner.scaler import Scaler
 from learner.training import Losses
 
-
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of one parameter
 
 

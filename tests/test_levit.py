@@ -12,7 +12,7 @@ from learner.vae import VAE
 from tests.streams import BATCH, CLASSES, CONFIGS, Shift, by_class, digest, learned
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.fixture(params=list(CONFIGS.values()), ids=list(CONFIGS))
 def config(request: pytest.FixtureRequest) -> LearnerConfig:
     assert isinstance(request.param, LearnerConfig)
     return request.param
@@ -122,7 +122,10 @@ def test_global_random_state_is_neither_read_nor_moved(config: LearnerConfig) ->
 def test_replay_memory_and_mixture_keep_their_caps(config: LearnerConfig) -> None:
     levit = LEViT(config)
 
-    sizes = [len(levit.memory) for b in by_class(config) if levit.observe(b.x, b.labels)]
+    sizes = []
+    for batch in by_class(config):
+        levit.observe(batch.x, batch.labels)
+        sizes.append(len(levit.memory))
 
     assert max(sizes) <= config.replay.capacity
 

@@ -54,11 +54,12 @@ def test_elbo_is_the_textbook_sum(name: str) -> None:
     mean, log_variance = vae.encode(x)
     posterior = Normal(mean, (0.5 * log_variance).exp())
     decoded = vae.decoder(mean + noise * posterior.scale).reshape(x.shape)
-    likelihood = {
-        "bernoulli": lambda: Bernoulli(logits=decoded, validate_args=False),
-        "gaussian": lambda: Normal(decoded, SIGMA),
-        "unit_gaussian": lambda: Normal(decoded, 1.0),
-    }[config.vae.likelihood]()
+    likelihoods = {
+        "bernoulli": Bernoulli(logits=decoded, validate_args=False),
+        "gaussian": Normal(decoded, SIGMA),
+        "unit_gaussian": Normal(decoded, 1.0),
+    }
+    likelihood = likelihoods[config.vae.likelihood]
     kl = kl_divergence(posterior, Normal(torch.zeros_like(mean), 1.0)).sum(1)
     expected = Independent(likelihood, x.dim() - 1).log_prob(x) - kl
 

@@ -37,7 +37,7 @@ def test_memory_that_an_expert_was_frozen_with_is_not_novel_to_it() -> None:
 
 
 def _novelties(classes: list[int]) -> tuple[list[float], list[int]]:
-    """Return novelty after each mini-batch, and the steps of expansion, on a stream of `classes`."""
+    """Return the novelty after each mini-batch, and the steps of expansion."""
     config = paper((1, 8, 8), capacity=40, per_batch=118, threshold=1e9, learning_rate=3e-3)
     levit, source = LEViT(config), Shift(config.input_shape)
     reports = [levit.observe(source.draw(k, BATCH), torch.full((BATCH,), k)) for k in classes]

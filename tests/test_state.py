@@ -10,7 +10,7 @@ from learner import LearnerConfig, LearnerState, StateError, dump, restore, rest
 from tests.streams import CONFIGS, Shift, by_class, digest, learned
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.fixture(params=list(CONFIGS.values()), ids=list(CONFIGS))
 def config(request: pytest.FixtureRequest) -> LearnerConfig:
     assert isinstance(request.param, LearnerConfig)
     return request.param
