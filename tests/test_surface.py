@@ -1,0 +1,309 @@
+"""What users hold on to: routes, codes, settings, metrics, the front door; and the code's form.
+
+A failure means that the surface changed. If it should, add the name here and in README.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+import learner
+from service.api.app import create_app
+from service.engine.protocol import Engines
+from service.settings import PREFIX, Settings
+from tests.metric_families import families
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SOURCES = sorted([*ROOT.glob("learner/**/*.py"), *ROOT.glob("service/**/*.py")])
+LONG_MODULES = {"learner/levit.py": "the whole algorithm, to be read top to bottom"}
+"""Modules over 300 lines, each with its reason."""
+MOST_LINES = 300
+
+ROUTES = {
+    "GET /",
+    "GET /experts",
+    "GET /livez",
+    "GET /metrics",
+    "GET /observations/{batch_id}",
+    "GET /readyz",
+    "POST /observe",
+    "POST /predict",
+}
+CODES = {
+    "backlog_full",
+    "bad_body",
+    "bad_dtype",
+    "bad_idempotency_key",
+    "bad_json",
+    "bad_label",
+    "bad_safetensors",
+    "bad_shape",
+    "bad_value",
+    "batch_too_large",
+    "body_too_large",
+    "conflict",
+    "empty_batch",
+    "idempotency_key_reused",
+    "incomplete_body",
+    "internal",
+    "label_count",
+    "label_kind_mismatch",
+    "method_not_allowed",
+    "missing_field",
+    "mixed_labels",
+    "not_finite",
+    "not_found",
+    "not_ready",
+    "out_of_range",
+    "overloaded",
+    "prediction_failed",
+    "redis_unavailable",
+    "schema_mismatch",
+    "stopping",
+    "too_many_classes",
+    "unknown_batch",
+    "unknown_field",
+    "unsupported_encoding",
+    "unsupported_type",
+}
+SETTINGS = {
+    "api_threads",
+    "capacity",
+    "checkpoint_interval_s",
+    "checkpoints_kept",
+    "data",
+    "device",
+    "expert",
+    "fusion",
+    "host",
+    "input",
+    "insecure",
+    "learning_rate",
+    "max_backlog",
+    "max_batch",
+    "max_body_bytes",
+    "max_classes",
+    "max_experts",
+    "metrics_max_classes",
+    "patch",
+    "port",
+    "predict_max_batch",
+    "predict_queue",
+    "preset",
+    "published_on_loopback",
+    "redis_maxmemory_bytes",
+    "redis_url",
+    "replay_per_batch",
+    "seed",
+    "snapshot_interval_s",
+    "state_dir",
+    "threshold",
+    "top_k",
+    "worker_metrics_host",
+    "worker_metrics_port",
+    "worker_threads",
+}
+METRICS = {
+    "levit_build_info",
+    "levit_checkpoint_age_seconds",
+    "levit_checkpoint_bytes",
+    "levit_checkpoint_duration_seconds",
+    "levit_checkpoint_failures_total",
+    "levit_class_prequential_accuracy_ratio",
+    "levit_entries_learned_total",
+    "levit_entries_quarantined_total",
+    "levit_expansions_refused_total",
+    "levit_expansions_total",
+    "levit_experts",
+    "levit_forward_duration_seconds",
+    "levit_loss_nats",
+    "levit_novelty",
+    "levit_novelty_threshold",
+    "levit_observations_total",
+    "levit_observe_duration_seconds",
+    "levit_parameters",
+    "levit_predict_batch_size",
+    "levit_predict_duration_seconds",
+    "levit_predictions_total",
+    "levit_prequential_accuracy_ratio",
+    "levit_redis_ready",
+    "levit_replay_capacity_samples",
+    "levit_replay_samples",
+    "levit_replay_unlabelled_samples",
+    "levit_samples_labelled_total",
+    "levit_samples_learned_total",
+    "levit_samples_observed_total",
+    "levit_samples_unlabelled_total",
+    "levit_snapshot_age_seconds",
+    "levit_snapshot_duration_seconds",
+    "levit_snapshot_version",
+    "levit_state_bytes",
+    "levit_step_duration_seconds",
+    "levit_stream_backlog",
+    "levit_stream_gap_entries",
+}
+FRONT_DOOR = [
+    "ConfigError",
+    "LEViT",
+    "LearnerConfig",
+    "LearnerError",
+    "LearnerState",
+    "NonFiniteError",
+    "ObserveReport",
+    "Prediction",
+    "ShapeError",
+    "StateError",
+    "dump",
+    "paper",
+    "restore",
+    "restore_for_prediction",
+    "unit",
+]
+LOADERS = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "torch.load", "eval"}
+"""What could run code out of data; `numpy.load` has its one place in service/datafile.py."""
+
+
+def rows(section: str) -> list[list[str]]:
+    """Return the cells of the first table under a heading of README, header left out."""
+    body = README.split(f"\n## {section}\n", 1)[1]
+    table = re.findall(r"^\|(.+)\|$", body[body.index("\n|") :].split("\n\n")[0], re.MULTILINE)
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)] for row in table[2:]]
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    """Yield every call in a source file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield node
+
+
+def codes_in(path: Path) -> set[str]:
+    """Return the error codes that a source file gives to a `ServiceError`, or answers itself."""
+    text = path.read_text(encoding="utf-8")
+    refusals = (
+        r"(?:BadRequest|NotFound|Conflict|TooLarge|UnsupportedMedia|Unprocessable|Unavailable)"
+        r'\(\s*"(\w+)",|\b\d{3}: \("(\w+)",|code, detail = "(\w+)",'
+    )
+    return {code for match in re.findall(refusals, text) for code in match if code}
+
+
+def shown(default: object) -> str:
+    """Return a default as README spells it."""
+    if default is None:
+        return "unset"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def test_routes() -> None:
+    app = create_app(Settings(insecure=True), lambda: cast(Engines, None))
+    paths = app.openapi()["paths"]
+
+    assert {f"{verb.upper()} {path}" for path in paths for verb in paths[path]} == ROUTES
+    assert {row[0].strip("`") for row in rows("API")} == ROUTES
+
+
+def test_error_codes() -> None:
+    used = set().union(*map(codes_in, SOURCES))
+    told = README.split("| Status | Codes |", 1)[1].split("\n\n", 1)[0]
+
+    assert used == CODES
+    assert set(re.findall(r"`(\w+)`", told)) == CODES
+
+
+def test_settings() -> None:
+    assert set(Settings.model_fields) == SETTINGS
+    assert rows("Settings") == [
+        [
+            f"`{PREFIX}{name.upper()}`",
+            f"`{shown(field.default)}`",
+            " ".join((field.description or "").split()),
+        ]
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def test_metrics() -> None:
+    found = families()
+
+    assert set(found) == METRICS
+    assert rows("Metrics") == [
+        [
+            f"`{name}`",
+            metric.type,
+            ", ".join(
+                sorted({f"`{label}`" for s in metric.samples for label in s.labels} - {"`le`"})
+            ),
+            metric.documentation,
+        ]
+        for name, metric in found.items()
+    ]
+
+
+def test_front_door_of_the_learner() -> None:
+    assert learner.__all__ == FRONT_DOOR
+
+
+def test_the_files_that_readme_names_exist() -> None:
+    named = re.findall(r"\]\(([\w/.]+)\)", README)
+
+    assert len(named) > 6
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_is_short_or_says_why_not(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+
+    assert lines <= MOST_LINES or str(path.relative_to(ROOT)) in LONG_MODULES
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def learner_classes() -> dict[str, str]:
+    """Return the name of each public class of the learner, with what is said of its source."""
+    found = {}
+    for path in sorted(set(ROOT.glob("learner/*.py")) - {ROOT / "learner/errors.py"}):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        for node in module.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name] = f"{ast.get_docstring(module)} {ast.get_docstring(node)}"
+    return found
+
+
+@pytest.mark.parametrize("name", learner_classes())
+def test_a_class_of_the_learner_names_its_source(name: str) -> None:
+    said = learner_classes()[name]
+
+    assert re.search(
+        r"\b(?:ours|paper|LEViT|Ye & Bors|et al\.|(?:19|20)\d\d)\b", said, re.IGNORECASE
+    )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_loads_code_out_of_data(path: Path) -> None:
+    names = {ast.unparse(call.func) for call in calls(path)}
+    imported = {
+        alias.name.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in [*node.names, ast.alias(getattr(node, "module", None) or "")]
+    }
+
+    assert not LOADERS & (names | imported)
+    assert not {"np.load", "numpy.load"} & names or path.name == "datafile.py"
+
+
+def test_a_banned_loader_would_be_noticed(tmp_path: Path) -> None:
+    planted = tmp_path / "planted.py"
+    planted.write_text('"""Planted."""\nimport pickle\nweights = pickle.load(file)\n')
+
+    with pytest.raises(AssertionError):
+        test_nothing_loads_code_out_of_data(planted)
