@@ -287,7 +287,7 @@ async def test_the_documents_name_both_media_types_and_every_refusal(
         post = paths[path]["post"]
         assert set(post["requestBody"]["content"]) == {JSON, SAFETENSORS}
         assert set(post["responses"]) == statuses
-        assert "application/problem+json" in post["responses"]["422"]["content"]
+        assert list(post["responses"]["422"]["content"]) == ["application/problem+json"]
 
 
 async def test_the_front_page_and_the_documents_are_there(api: httpx.AsyncClient) -> None:

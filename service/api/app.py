@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service import __version__
+from service import __version__, logs
 from service.api.batcher import Batcher
 from service.api.codec import Codec
 from service.api.predictor import Follower
@@ -118,6 +118,7 @@ def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
     Raises:
         SettingsError: it would be open to strangers.
     """
+    logs.configure("api")
     uvicorn.run(
         create_app(settings, load_engines),
         host=settings.host,

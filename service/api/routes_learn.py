@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from service.api.codec import Codec
 from service.api.schemas import OBSERVE_BODY, Accepted, BatchState, problems
-from service.errors import BadRequest, NotFound, ServiceError
+from service.errors import BadRequest, NotFound, ServiceError, Unprocessable
 from service.metrics import ApiMetrics
 from service.store.append import Appender, Receipt, Submission
 
@@ -56,12 +56,14 @@ def learn_routes(appender: Appender, codec: Codec, metrics: ApiMetrics) -> APIRo
         headers = {"Idempotent-Replayed": "true"} if receipt.replayed else None
         return JSONResponse(_accepted(receipt).model_dump(), 202, headers)
 
-    @router.get("/observations/{batch_id}", responses=problems(404, 503))
+    @router.get("/observations/{batch_id}", responses=problems(404, 422, 503))
     async def observation(batch_id: str) -> BatchState:
         """Tell what became of a batch: queued, learned (step, expert) or quarantined (reason)."""
-        status = await appender.status(batch_id) if _BATCH_ID.fullmatch(batch_id) else None
+        if not _BATCH_ID.fullmatch(batch_id):
+            raise Unprocessable("bad_batch_id", "expected a batch_id of 32 hexadecimal digits")
+        status = await appender.status(batch_id)
         if status is None:
-            raise NotFound("unknown_batch", "expected the id of a batch that is kept on record")
+            raise NotFound("unknown_batch", f"no record of batch {batch_id} is kept")
         return BatchState.model_validate(status, from_attributes=True)
 
     return router

@@ -46,7 +46,9 @@ def watch_routes(
             return JSONResponse(readiness.model_dump(), 503, {"Retry-After": "1"})
         return JSONResponse(readiness.model_dump())
 
-    @router.get("/metrics", response_class=Response)
+    @router.get(
+        "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}
+    )
     async def prometheus() -> Response:
         """Tell every metric of this process and of the served model, as Prometheus text."""
         try:

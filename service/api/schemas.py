@@ -206,8 +206,8 @@ PREDICT_BODY: dict[str, Any] = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return FastAPI's `responses` for the refusals a route may answer with."""
-    said = {"model": Problem, "content": {"application/problem+json": {}}}
-    return {status: said | {"description": _TITLES[status]} for status in statuses}
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {status: {"description": _TITLES[status], "content": content} for status in statuses}
 
 
 _TITLES = {
