@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 import numpy as np
@@ -122,14 +123,9 @@ class Codec:
         Raises:
             ServiceError: 400, 413, 415 or 422, naming what is wrong.
         """
-
-        def read(body: bytes, media_type: str) -> tuple[Submission, int]:
-            batch = decode(body, media_type, known=known, max_batch=self._max_batch)
-            return (
-                submission(body, media_type, batch, idempotency_key=idempotency_key),
-                _labelled(batch.labels),
-            )
-
+        read = partial(
+            _observation, known=known, max_batch=self._max_batch, idempotency_key=idempotency_key
+        )
         return await self._run(request, read)
 
     async def samples(self, request: Request, *, known: InputSchema | None) -> Batch:
@@ -138,12 +134,7 @@ class Codec:
         Raises:
             ServiceError: 400, 413, 415 or 422, naming what is wrong.
         """
-
-        def read(body: bytes, media_type: str) -> Batch:
-            return decode(
-                body, media_type, known=known, max_batch=self._max_batch, labels_allowed=False
-            )
-
+        read = partial(decode, known=known, max_batch=self._max_batch, labels_allowed=False)
         return await self._run(request, read)
 
     async def _run(self, request: Request, read: Callable[[bytes, str], _T]) -> _T:
@@ -157,6 +148,19 @@ class Codec:
     def close(self) -> None:
         """End the threads; what they decode is dropped."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
+
+
+def _observation(
+    body: bytes,
+    media_type: str,
+    *,
+    known: InputSchema | None,
+    max_batch: int,
+    idempotency_key: str | None,
+) -> tuple[Submission, int]:
+    batch = decode(body, media_type, known=known, max_batch=max_batch)
+    taken = submission(body, media_type, batch, idempotency_key=idempotency_key)
+    return taken, _labelled(batch.labels)
 
 
 def _labelled(labels: Labels | None) -> int:

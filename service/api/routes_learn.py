@@ -20,6 +20,7 @@ def learn_routes(appender: Appender, codec: Codec, metrics: ApiMetrics) -> APIRo
     router = APIRouter(tags=["learn"])
 
     async def accept(request: Request) -> tuple[Receipt, Submission, int]:
+        """Return the receipt of the request's batch, the batch, and how many labels it has."""
         key = _idempotency_key(request)
         settled = await appender.stream_schema()
         submission, labelled = await codec.observation(

@@ -29,6 +29,7 @@ def predict_routes(
     router = APIRouter(tags=["predict"])
 
     async def answer(request: Request) -> Answer:
+        """Return the served model's answers for the request's samples."""
         batch = await codec.samples(request, known=await _known_input(follower, appender))
         if follower.current is None:
             raise not_ready()
