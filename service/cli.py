@@ -5,6 +5,7 @@ Exit codes: 0 done · 1 the service could not do it · 2 the user's mistake · 6
 """
 
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -178,6 +179,7 @@ def demo(
     except ImportError as absent:
         raise SettingsError(f"the demo needs {absent.name}; {DEMO_EXTRA}") from None
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill is as clean as Ctrl-C
     run(data, url=url, limit=limit, batch_size=batch_size, out=out)
 
 

@@ -1,6 +1,5 @@
 """The demo from beginning to end: service, stream, table, picture, and how to go on."""
 
-import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,7 +50,6 @@ def run(
         key: value for key, value in data.settings.items() if key not in settings.model_fields_set
     }
     console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill is as clean as Ctrl-C
     with ExitStack() as stack:
         if url is None:
             console.print(f"Starting a fresh service in {process.STATE_DIR}: {_spelled(made)}")
