@@ -1,12 +1,9 @@
-"""The API process: refusals of one form, faults of Redis, who may reach it, who watches it."""
+"""The API process: refusals of one form, starting, who may reach it, who watches it."""
 
 import asyncio
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,18 +15,15 @@ from service.engine.protocol import Engines
 from service.errors import SettingsError
 from service.settings import Settings
 from service.store.link import connect
-from service.store.server import EmbeddedServer, bundled_binary
-from tests.conftest import MakeSettings
 from tests.served import (
     DOCUMENT,
     PIXELS,
     assert_problem,
     load_pixel_engines,
-    publish,
     running_api,
-    until_served,
 )
 
+CANARY = "canary-5d1f"
 KEY = {"Idempotency-Key": "0123456789abcdef"}
 
 
@@ -93,6 +87,52 @@ async def test_a_body_at_the_limit_is_read(api: httpx.AsyncClient, api_settings:
     assert answer.status_code == 202
 
 
+async def test_a_client_that_hangs_up_within_its_body_is_no_fault_of_ours(
+    api_settings: Settings,
+) -> None:
+    app = create_app(api_settings, load_pixel_engines)
+    arriving: Iterator[dict[str, Any]] = iter(
+        [
+            {"type": "http.request", "body": b'{"x": ', "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+    )
+    answered: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return next(arriving)
+
+    async def send(message: Any) -> None:  # noqa: ANN401  ASGI's own type
+        answered.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/observe",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    await app(scope, receive, send)
+
+    assert answered[0]["status"] == 400
+    assert b"incomplete_body" in answered[1]["body"]
+
+
+async def test_a_failure_of_ours_says_nothing_of_itself(api_settings: Settings) -> None:
+    app = create_app(api_settings, load_pixel_engines)
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise KeyError(CANARY)
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://levit") as client:
+        answer = await client.get("/broken")
+
+    assert_problem(answer, 500, "internal")
+    assert CANARY not in answer.text
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
@@ -130,70 +170,6 @@ def test_importing_the_api_does_not_import_torch() -> None:
     code = "import sys, service.api.app; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.fixture
-def mortal_redis(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    """A Redis of this test alone, which it may stop."""
-    server = EmbeddedServer(Settings(state_dir=tmp_path / "own"), bundled_binary())
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def silent_redis() -> Iterator[str]:
-    """An address that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
-
-
-@pytest.fixture(params=["stopped", "silent"])
-def absent_redis(
-    request: pytest.FixtureRequest, mortal_redis: EmbeddedServer, silent_redis: str
-) -> str:
-    if request.param == "silent":
-        return silent_redis
-    mortal_redis.stop()
-    return mortal_redis.url
-
-
-async def test_without_redis_predict_answers_and_observe_is_503_within_three_seconds(
-    settings: MakeSettings, state_dir: Path, absent_redis: str
-) -> None:
-    publish(state_dir, classes=[5, 6, 7])
-
-    async with running_api(settings(insecure=True, redis_url=absent_redis)) as client:
-        await until_served(client)
-        predicted = await client.post("/predict", json={"x": PIXELS.tolist()})
-        started = time.monotonic()
-        observed = await client.post("/observe", json=DOCUMENT)
-        elapsed_s = time.monotonic() - started
-        ready = await client.get("/readyz")
-        live = await client.get("/livez")
-        metrics = await client.get("/metrics")
-
-    assert predicted.status_code == 200
-    assert_problem(observed, 503, "redis_unavailable")
-    assert elapsed_s < 3
-    assert (ready.status_code, ready.json()["status"]) == (503, "not_ready")
-    assert ready.headers["Retry-After"] == "1"
-    assert live.status_code == 200
-    assert "levit_redis_ready 0.0" in metrics.text
-
-
-async def test_observe_recovers_when_redis_is_back(
-    settings: MakeSettings, mortal_redis: EmbeddedServer
-) -> None:
-    async with running_api(settings(insecure=True, redis_url=mortal_redis.url)) as client:
-        await client.post("/observe", json=DOCUMENT)
-        mortal_redis.stop()
-        refused = await client.post("/observe", json=DOCUMENT)
-        mortal_redis.start()
-        accepted = await client.post("/observe", json=DOCUMENT)
-
-    assert refused.status_code == 503
-    assert accepted.status_code == 202
 
 
 async def test_with_redis_the_service_is_ready(api: httpx.AsyncClient) -> None:

@@ -77,14 +77,7 @@ def decode(
     check_values(x, schema)
     if labels is not None:
         check_labels(labels, len(x))
-    return Batch(schema, schema.canonical(x), labels if labels is None or _any(labels) else None)
-
-
-def _any(labels: Labels) -> bool:
-    """Say whether at least one sample has a label."""
-    if isinstance(labels, np.ndarray):
-        return bool((labels >= 0).any())
-    return any(labels)
+    return Batch(schema, schema.canonical(x), labels if _labelled(labels) else None)
 
 
 def submission(
