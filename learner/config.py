@@ -134,21 +134,22 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         """Check the shape against the networks."""
-        shape = self.input_shape
+        shape, network = self.input_shape, self.network
+        image = len(shape) == 3
         _require(
             len(shape) in (1, 3) and min(shape) >= 1, "input_shape", "(C, H, W) or (D,)", shape
         )
-        _require(len(shape) == 3 or self.network.kind == "dnn", "kind", "dnn for vectors", "vit")
-        _require(
-            len(shape) == 3 or self.vae.kind == "dense",
-            "vae.kind",
-            "dense for vectors",
-            self.vae.kind,
-        )
+        _require(image or network.kind == "dnn", "kind", "dnn for vectors", network.kind)
+        _require(image or self.vae.kind == "dense", "vae.kind", "dense for vectors", self.vae.kind)
+        side = min(shape[1:]) if image else network.patch
+        _require(network.patch <= side, "patch", f"<= {side}, the shorter side", network.patch)
 
     def to_values(self) -> dict[str, Any]:
         """Return plain values from which `from_values` builds an equal configuration."""
-        return asdict(self)
+        values = asdict(self)
+        values["input_shape"] = list(self.input_shape)
+        values["network"]["mlp"] = list(self.network.mlp)
+        return values
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:

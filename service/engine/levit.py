@@ -208,7 +208,7 @@ def _require_equal(
         before = made_with.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
             _require_equal(before, value, name)
-        elif before != (list(value) if isinstance(value, tuple) else value):
+        elif before != value:
             raise SettingsError(
                 f"{part} {name}: the state directory was made with {before}, the settings say "
                 f"{value}; restore the setting or start with another LEVIT_STATE_DIR"

@@ -1,0 +1,110 @@
+"""The same stream over HTTP and straight into the library gives bit-equal state, kills included."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.client import Client
+from service.engine.levit import LevitEngines
+from service.engine.protocol import Array, Labels
+from service.inputs import InputSchema
+from service.settings import Settings
+from service.worker.checkpoints import Checkpoints
+from tests.log_entries import digest
+
+SCHEMA = InputSchema.parse("image:8x8x1")
+LEARNER = {
+    "capacity": 40,
+    "replay_per_batch": 118,
+    "threshold": 0.004,
+    "learning_rate": 3e-3,
+    "worker_threads": 1,
+    "device": "cpu",
+}
+OPERATION = {"checkpoint_interval_s": 0.2, "snapshot_interval_s": 0.2, "worker_metrics_port": 0}
+
+
+def _stream() -> Iterator[tuple[Array, Labels | None]]:
+    """Yield 120 mini-batches, class after class, some without labels."""
+    generator = np.random.default_rng(7)
+    patterns = generator.integers(0, 200, (4, 8, 8, 1))
+    for number in range(120):
+        k = number // 30
+        x = (patterns[k] + generator.integers(0, 56, (10, 8, 8, 1))).astype(np.uint8)
+        yield x, None if number % 7 == 6 else np.full(10, k)
+
+
+def _straight() -> str:
+    engine = LevitEngines(threads=1).create(Settings.read(**LEARNER), SCHEMA)
+    for number, (x, labels) in enumerate(_stream(), start=1):
+        engine.observe(number, x, labels)
+    return digest(engine.dump())
+
+
+@contextmanager
+def _serving(state_dir: Path) -> Iterator[tuple[Client, int]]:
+    """Run `levit serve` on a free port; yield a client and the supervisor's process id."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = LEARNER | OPERATION | {"state_dir": state_dir, "port": port, "insecure": True}
+    environment = os.environ | {f"LEVIT_{k.upper()}": str(v) for k, v in options.items()}
+    command = [sys.executable, "-m", "service", "serve"]
+    with (
+        subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process,
+        Client(f"http://127.0.0.1:{port}", timeout_s=30) as client,
+    ):
+        try:
+            while not client.ready():
+                assert process.poll() is None
+                time.sleep(0.1)
+            yield client, process.pid
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def _worker_of(supervisor: int) -> int | None:
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    for child in children:
+        if "worker" in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
+            return int(child)
+    return None
+
+
+def _kill_worker(supervisor: int) -> None:
+    while (worker := _worker_of(supervisor)) is None:
+        time.sleep(0.05)
+    os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kills", [0, 2], ids=["undisturbed", "worker-killed-twice"])
+def test_http_and_library_end_in_equal_bytes(state_dir: Path, kills: int) -> None:
+    with _serving(state_dir) as (client, supervisor):
+        stream = list(_stream())
+        receipts = [client.observe(x, labels) for x, labels in stream]
+        for receipt in receipts[len(receipts) // 3 :: len(receipts) // 3][:kills]:
+            client.wait_until_learned(receipt, timeout_s=60)
+            _kill_worker(supervisor)
+        client.wait_until_learned(receipts[-1], timeout_s=90)
+        answers = client.predict(np.concatenate([x for x, _ in stream[::30]]))
+        status = client.observation(receipts[40].batch_id)
+
+    checkpoints = Checkpoints(Settings.read(state_dir=state_dir, **LEARNER))
+    checkpoint = checkpoints.read(next(checkpoints.newest_first()))
+
+    assert checkpoint.progress.learned == len(stream)
+    assert digest(checkpoint.state) == _straight()
+    assert len(checkpoint.state.frozen) > 1
+    assert (status.state, status.step) == ("learned", 41)
+    assert np.mean(np.array(answers.labels) == np.repeat(range(4), 10)) > 0.5
