@@ -36,6 +36,7 @@ ROUTES = {
 }
 CODES = {
     "backlog_full",
+    "bad_batch_id",
     "bad_body",
     "bad_dtype",
     "bad_idempotency_key",
