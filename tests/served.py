@@ -93,8 +93,8 @@ async def running_api(
         yield client
 
 
-async def until_served(client: httpx.AsyncClient) -> None:
-    while (await client.get("/experts")).json()["model_version"] == 0:  # noqa: ASYNC110  HTTP has no event
+async def until_served(client: httpx.AsyncClient, *, version: int = 1) -> None:
+    while (await client.get("/experts")).json()["model_version"] < version:  # noqa: ASYNC110  HTTP has no event
         await asyncio.sleep(0.01)
 
 

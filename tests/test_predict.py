@@ -1,6 +1,5 @@
 """POST /predict and GET /experts: the served model's answers."""
 
-import asyncio
 import time
 
 import httpx
@@ -83,7 +82,7 @@ async def test_a_new_model_answers_soon_after_it_is_published(
     serving: httpx.AsyncClient, api_settings: Settings
 ) -> None:
     publish(api_settings.state_dir, classes=["a", "b"], position="9-0")
-    await asyncio.sleep(0.6)
+    await until_served(serving, version=2)
 
     said = (await serving.post("/predict", json={"x": PIXELS[:1].tolist()})).json()
 
