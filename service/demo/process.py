@@ -18,6 +18,8 @@ from service.settings import PREFIX
 STATE_DIR = Path("demo-state")
 LOG = "demo.log"
 """Standard output and error of the service; also the mark of a directory that a demo made."""
+OTHER_STREAMS = (PREFIX + "REDIS_URL", PREFIX + "INPUT")
+"""Settings of this environment that belong to a stream with another log."""
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 40.0
 
@@ -36,6 +38,8 @@ def running_service(settings: Mapping[str, object]) -> Iterator[str]:
     _clear_state()
     ports = {"port": free_port(8000), "worker_metrics_port": free_port(9101)}
     environment = os.environ | environment_of(ports | dict(settings))
+    for name in OTHER_STREAMS:
+        environment.pop(name, None)
     command = [
         sys.executable,
         "-m",

@@ -20,6 +20,21 @@ COLUMNS = (
     TextColumn("{task.fields[told]}"),
     TimeElapsedColumn(),
 )
+DECISIVE = {
+    "preset",
+    "seed",
+    "expert",
+    "fusion",
+    "threshold",
+    "capacity",
+    "replay_per_batch",
+    "learning_rate",
+    "patch",
+    "max_experts",
+    "device",
+    "worker_threads",
+}
+"""Settings that decide what is learned; they stand beside every number."""
 
 
 def run(
@@ -52,14 +67,15 @@ def run(
     console = Console()
     with ExitStack() as stack:
         if url is None:
-            console.print(f"Starting a fresh service in {process.STATE_DIR}: {_spelled(made)}")
+            told = _spelled(made) or "the preset's settings"
+            console.print(f"Starting a fresh service in {process.STATE_DIR} with {told}")
             address = stack.enter_context(process.running_service(made))
         else:
             address = url
         console.print(f"Streaming {data.name} to {address} (documentation at {address}/docs)")
         client = stack.enter_context(Client(address))
         result = _stream_with_progress(client, data, console)
-    in_force = {} if url else settings.model_dump(mode="json") | made
+    in_force = {} if url else settings.model_dump(mode="json", include=DECISIVE) | made
     numbers = out.with_suffix(".json")
     report.write_json(numbers, data, result, in_force)
     report.draw(out, data, result)
