@@ -87,6 +87,36 @@ def test_the_next_whole_snapshot_is_served_after_a_damaged_one(
     assert follower.answer(ZEROS).info.version == 2
 
 
+def test_a_damaged_pointer_is_logged_once_and_survived(follower: Follower, tmp_path: Path) -> None:
+    publish(tmp_path, classes=[1, 2])
+    follower.follow_once(load_pixel_engines())
+    (tmp_path / "snapshots" / "current").write_text("no number")
+
+    with capture_logs() as logs:
+        follower.follow_once(load_pixel_engines())
+        follower.follow_once(load_pixel_engines())
+
+    assert follower.answer(ZEROS).info.version == 1
+    assert len(logs) == 1
+
+
+def test_what_could_not_be_read_for_a_while_is_read_later(
+    follower: Follower, tmp_path: Path
+) -> None:
+    publish(tmp_path, classes=[1, 2])
+    pointer = tmp_path / "snapshots" / "current"
+    pointer.rename(tmp_path / "away")
+    pointer.mkdir()  # reading it is an OSError
+    with capture_logs():
+        follower.follow_once(load_pixel_engines())
+    pointer.rmdir()
+    (tmp_path / "away").rename(pointer)
+
+    follower.follow_once(load_pixel_engines())
+
+    assert follower.answer(ZEROS).info.version == 1
+
+
 @pytest.fixture
 def slow_start(tmp_path: Path) -> Iterator[tuple[Follower, threading.Event]]:
     """A running follower whose engines are loaded when the event is set."""

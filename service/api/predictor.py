@@ -99,7 +99,8 @@ class Follower:
         self._load_engines = load_engines
         self._reader = SnapshotReader(settings.state_dir)
         self._current: Served | None = None
-        self._refused_version: int | None = None  # damaged; logged once
+        self._refused_version: int | None = None  # damaged; not read again
+        self._complaint = ""  # the same one is logged once
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
@@ -156,9 +157,11 @@ class Follower:
             loaded = self._reader.load(version)
             self._current = Served(loaded.info, engines.predictor(loaded.state))
         except (CorruptState, OSError) as error:
-            if version is None or version != self._refused_version:
-                _log.error("snapshot_refused", version=version, error=str(error))
-            self._refused_version = version
+            if isinstance(error, CorruptState):
+                self._refused_version = version
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.error("snapshot_refused", version=version, error=self._complaint)
 
 
 def not_ready() -> Unavailable:
