@@ -50,7 +50,7 @@ class Child:
     def start(self) -> None:
         """Start it; the caller is the main thread, whose death ends it too."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service", self.command],
+            child_arguments(self.command),
             env=self._environment,
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C in a terminal is the supervisor's business
@@ -139,18 +139,21 @@ class Supervisor:
                 self._redis.start()
             for child in self._children:
                 child.start()
-            while not self._stopping:
-                if any(child.exit_code() == SETTINGS_ARE_WRONG for child in self._children):
-                    return SETTINGS_ARE_WRONG
-                for part in self._parts:
-                    part.look()
-                time.sleep(POLL_S)
-            return 0
+            return self._watch()
         except Unavailable as error:
             log.critical("redis_did_not_start", reason=str(error))
             return 1
         finally:
             self._end()
+
+    def _watch(self) -> int:
+        while not self._stopping:
+            if any(child.exit_code() == SETTINGS_ARE_WRONG for child in self._children):
+                return SETTINGS_ARE_WRONG
+            for part in self._parts:
+                part.look()
+            time.sleep(POLL_S)
+        return 0
 
     def _end(self) -> None:
         for child in reversed(self._children):
@@ -171,6 +174,11 @@ def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, supervisor.stop)
     return supervisor.run()
+
+
+def child_arguments(command: str) -> list[str]:
+    """Return what starts `levit <command>` with this Python."""
+    return [sys.executable, "-m", "service", command]
 
 
 def child_environment(settings: Settings) -> dict[str, str]:

@@ -1,11 +1,17 @@
-"""A worker process with the toy engine: `python -m tests.toy_worker STEP_S [FLAW]`.
+"""A worker process with the toy engine: `python -m tests.toy_worker STEP_S [FLAW [DIE_AT]]`.
 
 It reads its settings from the environment as `levit worker` does. A FLAW makes it a negative
-control: a worker with that mistake must not reach the state of one without.
+control: a worker with that mistake must not reach the state of one without. With DIE_AT it kills
+itself right before its so many-th step towards something durable (an fsync, rename or link).
 """
 
+import os
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +46,30 @@ FLAWS = {
 }
 
 
-def main(step_s: str, flaw: str = "none") -> int:
+def die_at(count: int) -> None:
+    """Kill this process right before its `count`-th durable step."""
+    left = count
+
+    def counted(action: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:  # noqa: ANN401
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return action(*arguments)
+
+        return wrapped
+
+    os.fsync = counted(os.fsync)
+    for name in ("rename", "replace", "hardlink_to", "unlink"):
+        setattr(Path, name, counted(getattr(Path, name)))
+
+
+def main(step_s: str, flaw: str = "none", count: str | None = None) -> int:
     """Run the worker; return its exit code."""
+    loop.SHARE = 0.5  # many checkpoints, as their moments are what is tested
+    if count is not None:
+        die_at(int(count))
     try:
         return loop.run(Settings.read(), FLAWS[flaw](float(step_s)))
     except tuple(EXIT_CODES) as error:

@@ -80,6 +80,11 @@ class Worker:
         """Ask the loop to end after the current entry; also a signal handler."""
         self._stopping = True
 
+    @property
+    def consumed(self) -> int:
+        """Entries learned or set aside so far; any thread may read it."""
+        return self._learning.progress.consumed
+
     def run(self) -> None:
         """Learn until `stop`; then everything learned is in a checkpoint, if Redis is there.
 
@@ -167,6 +172,7 @@ def run(settings: Settings, engines: Engines) -> int:
         worker = Worker(settings, engines, WorkerMetrics(registry))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, worker.stop)
+        log.info("started", state_dir=str(settings.state_dir))
         try:
             worker.run()
         except CorruptState as error:
