@@ -151,6 +151,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
         "served.safetensors",
         "training.safetensors",
         "members.safetensors",
+        "outcomes.json",
         "manifest.json",
     ],
 )

@@ -161,6 +161,6 @@ class BatchStatus:
         return json.dumps({name: v for name, v in asdict(self).items() if v is not None})
 
     @classmethod
-    def from_record(cls, record: bytes) -> Self:
+    def from_record(cls, record: bytes | str) -> Self:
         """Return the status that `to_record` wrote."""
         return cls(**json.loads(record))

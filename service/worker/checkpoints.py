@@ -1,7 +1,7 @@
 """Checkpoints: all that the worker needs to go on as if it had never stopped.
 
     checkpoints/ckpt-<seq>/{expert-<id>.safetensors ..., served.safetensors, training.safetensors,
-                            members.safetensors, manifest.json}
+                            members.safetensors, outcomes.json, manifest.json}
 
 The position in the log is inside the checkpoint: a restart loads one and reads on. What came
 after it is learned again by a learner that has forgotten it, so delivery at least once becomes an
@@ -9,6 +9,7 @@ effect exactly once. Replay payloads are not in here; `store.replay` holds them 
 """
 
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -33,6 +34,7 @@ from service.store.snapshots import SERVED, expert_file, frozen_experts, split_f
 FORMAT = 1
 TRAINING = "training.safetensors"
 MEMBERS = "members.safetensors"
+OUTCOMES = "outcomes.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +110,7 @@ class Checkpoints:
         self.newest = stored
         return Checkpoint(
             progress=Progress(**facts["progress"]),
-            outcomes=[_outcome(fields) for fields in facts["outcomes"]],
+            outcomes=_decode_outcomes(stored.read(OUTCOMES)),
             state=state,
             summary=facts["summary"],
         )
@@ -136,6 +138,7 @@ class Checkpoints:
         contents[SERVED] = save(dict(state.served))
         contents[TRAINING] = save(dict(state.training))
         contents[MEMBERS] = save({"members": state.members})
+        contents[OUTCOMES] = _encode_outcomes(outcomes)
         facts = {
             "format": FORMAT,
             "kind": "checkpoint",
@@ -143,7 +146,6 @@ class Checkpoints:
             "progress": asdict(progress),
             "values": state.values,
             "summary": asdict(summary),
-            "outcomes": [asdict(outcome) for outcome in outcomes],
             "environment": self._environment,
         }
         path = self._root / f"ckpt-{seq:08}"
@@ -204,8 +206,16 @@ def _facts(path: Path) -> _Kept | None:
     return _Kept(_seq(path), Progress(**stored.facts["progress"]), ids)
 
 
-def _outcome(fields: Mapping[str, Any]) -> Outcome:
-    return Outcome(**{**fields, "status": BatchStatus(**fields["status"])})
+def _encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
+    rows = [(o.number, o.idempotency_key, o.status.to_record()) for o in outcomes]
+    return json.dumps(rows).encode()
+
+
+def _decode_outcomes(content: bytes) -> list[Outcome]:
+    return [
+        Outcome(number=number, idempotency_key=key, status=BatchStatus.from_record(record))
+        for number, key, record in json.loads(content)
+    ]
 
 
 def _environment(settings: Settings) -> dict[str, Any]:
