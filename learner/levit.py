@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from learner.config import LearnerConfig
-from learner.errors import ShapeError
 from learner.evaluation import FadedAccuracy
 from learner.mixture import Evidence, Mixture
 from learner.novelty import latent_statistics, novelty
-from learner.replay import UNLABELLED, WindowMemory
+from learner.replay import WindowMemory
+from learner.samples import UNLABELLED, Label, Labels, checked_samples, class_indexes
 from learner.scaler import Scaler
 from learner.training import IGNORED, Losses, Step, Trainer
-
-Label = int | str
-Labels = Tensor | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +119,9 @@ class LEViT:
             ShapeError: samples or labels do not fit; nothing changed.
             NonFiniteError: a loss or gradient was not finite; nothing changed.
         """
-        x = self._checked(x)
-        y_B, unseen = self._indexed(labels, len(x))
+        x = checked_samples(x, self.config.input_shape).to(self.device)
+        y_B, unseen = class_indexes(labels, len(x), self.classes)
+        y_B = y_B.to(self.device)
         number = self.counts.step + 1 if entry_number is None else entry_number
         active = self.mixture.lives[-1].id
 
@@ -163,7 +161,8 @@ class LEViT:
         Raises:
             ShapeError: the samples do not fit.
         """
-        evidence = self.mixture.evidence(self.scaler(self._checked(x)))
+        x = checked_samples(x, self.config.input_shape).to(self.device)
+        evidence = self.mixture.evidence(self.scaler(x))
         routed_B = self.mixture.route(evidence.scores_BE)
         probabilities_BK = self.mixture.probabilities(evidence, routed_B, len(self.classes))
         ids_E = torch.tensor([life.id for life in self.mixture.lives])
@@ -273,41 +272,3 @@ class LEViT:
         mean_Z, deviation_Z = latent_statistics(means_MZ)
         active.known_mean_Z.copy_(mean_Z)
         active.known_deviation_Z.copy_(deviation_Z)
-
-    def _checked(self, x: Tensor) -> Tensor:
-        """Return the samples on the learner's device.
-
-        Raises:
-            ShapeError: naming what was expected and what came.
-        """
-        shape, image = self.config.input_shape, len(self.config.input_shape) == 3
-        if len(x) == 0 or tuple(x.shape[1:]) != shape:
-            raise ShapeError(f"expected samples [B, {shape}] with B >= 1, got {tuple(x.shape)}")
-        if x.dtype not in ((torch.uint8, torch.float32) if image else (torch.float32,)):
-            raise ShapeError(f"expected float32{' or uint8' if image else ''}, got {x.dtype}")
-        if x.dtype == torch.float32 and not x.isfinite().all():
-            raise ShapeError("expected finite values, got NaN or infinity")
-        if x.dtype == torch.float32 and image and (x.min() < 0 or x.max() > 1):
-            raise ShapeError(f"expected values in [0, 1], got {x.min():g} to {x.max():g}")
-        return x.to(self.device)
-
-    def _indexed(self, labels: Labels | None, n: int) -> tuple[Tensor, list[Label]]:
-        """Return class indexes [B], -1 for none, and the labels never seen before.
-
-        Raises:
-            ShapeError: another number of labels than samples, or a negative one.
-        """
-        y_B = torch.full((n,), UNLABELLED)
-        if labels is None:
-            return y_B.to(self.device), []
-        if len(labels) != n:
-            raise ShapeError(f"expected {n} labels, one per sample, got {len(labels)}")
-        plain: list[Label] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
-        index = {label: k for k, label in enumerate(self.classes)}
-        for i, label in enumerate(plain):
-            if label in (UNLABELLED, ""):
-                continue
-            if isinstance(label, int) and label < 0:
-                raise ShapeError(f"expected labels >= 0, or -1 for none, got {label} at index {i}")
-            y_B[i] = index.setdefault(label, len(index))
-        return y_B.to(self.device), list(index)[len(self.classes) :]

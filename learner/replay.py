@@ -9,9 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from learner.config import LearnerConfig
+from learner.samples import UNLABELLED
 from learner.scaler import unit
-
-UNLABELLED = -1
 
 
 class WindowMemory:

@@ -1,0 +1,152 @@
+"""The paper's ablations on a class-ordered stream, strict protocol, straight into the learner.
+
+    LEVIT_DATA=... python -m bench.ablation --data mnist --samples 10000
+
+Rows: expert kind `vit` against `dnn`, fusion `none`, `fixed`, `gated`, and three thresholds. One
+pass, no task information; test accuracy over all classes, each sample routed and classified alone.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import learner
+from bench.images import as_tensor
+from service.demo.data import DemoData, load_data
+from service.settings import Settings
+
+ROWS: Sequence[tuple[str, dict[str, Any]]] = (
+    ("LEViT-DKF", {}),
+    ("LEViT-DKF-Fixed", {"fusion": "fixed"}),
+    ("LEViT-No-DKF", {"fusion": "none"}),
+    ("LEViT-DNN", {"kind": "dnn"}),
+    ("LEViT-DKF, threshold x 4", {"factor": 4.0}),
+    ("LEViT-DKF, threshold x 16", {"factor": 16.0}),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One row; accuracy 0 to 1 with its deviation over the seeds."""
+
+    name: str
+    threshold: float
+    accuracy: float
+    deviation: float
+    experts: float
+    parameters: float
+    seconds: float
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One row and seed."""
+
+    accuracy: float
+    experts: int
+    parameters: int
+    seconds: float
+
+
+def run(data: DemoData, batch: int, config: learner.LearnerConfig) -> Run:
+    """Stream the training set once; return the strict test accuracy."""
+    levit = learner.LEViT(config)
+    x, y = as_tensor(data.x_train), torch.from_numpy(data.y_train.astype(np.int64))
+    started_at = time.perf_counter()
+    for i in range(0, len(x), batch):
+        levit.observe(x[i : i + batch], y[i : i + batch])
+    seconds = time.perf_counter() - started_at
+    said = [
+        label for part in as_tensor(data.x_test).split(200) for label in levit.predict(part).labels
+    ]
+    return Run(
+        accuracy=float(np.mean(np.array(said) == data.y_test)),
+        experts=len(levit.mixture.experts),
+        parameters=sum(p.numel() for p in levit.mixture.parameters()),
+        seconds=seconds,
+    )
+
+
+def _row(name: str, runs: Sequence[Run], threshold: float) -> Result:
+    accuracies = [r.accuracy for r in runs]
+    return Result(
+        name=name,
+        threshold=threshold,
+        accuracy=statistics.mean(accuracies),
+        deviation=statistics.stdev(accuracies) if len(runs) > 1 else 0.0,
+        experts=statistics.mean(r.experts for r in runs),
+        parameters=statistics.mean(r.parameters for r in runs),
+        seconds=statistics.mean(r.seconds for r in runs),
+        seeds=len(runs),
+    )
+
+
+def main() -> None:
+    """Run all rows and print a table; with --json also write the numbers."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", default="mnist", help="digits, a name in LEVIT_DATA or an .npz")
+    parser.add_argument("--samples", type=int, default=10_000, help="training samples")
+    parser.add_argument("--batch", type=int, default=10, help="samples per mini-batch")
+    parser.add_argument("--replayed", type=int, default=118, help="memory samples per mini-batch")
+    parser.add_argument("--capacity", type=int, default=500, help="replay memory, samples")
+    parser.add_argument("--threshold", type=float, default=0.25, help="novelty that expands")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="step size of Adam")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds per row")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    data = load_data(chosen.data, Settings.read().data, limit=chosen.samples)
+    shape = tuple(as_tensor(data.x_train[:1]).shape[1:])
+    results = []
+    for name, options in track(ROWS, description=f"{data.name}, {len(data.x_train):,} samples"):
+        rest = dict(options)
+        threshold = chosen.threshold * rest.pop("factor", 1.0)
+        runs = [
+            run(
+                data,
+                chosen.batch,
+                learner.paper(
+                    shape,
+                    threshold=threshold,
+                    capacity=chosen.capacity,
+                    per_batch=chosen.replayed,
+                    learning_rate=chosen.learning_rate,
+                    seed=seed,
+                    **rest,
+                ),
+            )
+            for seed in range(chosen.seeds)
+        ]
+        results.append(_row(name, runs, threshold))
+    table = Table("learner", "threshold", "accuracy", "experts", "parameters", "seconds")
+    for r in results:
+        accuracy = f"{r.accuracy:.1%}" + (f" ± {r.deviation:.1%}" if r.seeds > 1 else "")
+        numbers = (f"{r.experts:.1f}", f"{r.parameters:,.0f}", f"{r.seconds:.0f}")
+        table.add_row(r.name, f"{r.threshold:g}", accuracy, *numbers)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"batch {chosen.batch}, {chosen.replayed} samples replayed per batch, capacity "
+        f"{chosen.capacity}, step size {chosen.learning_rate:g}, {chosen.seeds} seed(s)"
+    )
+    if chosen.json:
+        chosen.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

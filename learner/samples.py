@@ -1,0 +1,60 @@
+"""What may come in: samples of the declared shape and range, labels of an open set. Ours.
+
+Dimension key: B batch, C channels, H height, W width, D vector width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learner.errors import ShapeError
+
+Label = int | str
+Labels = Tensor | Sequence[str]
+UNLABELLED = -1
+"""Class index of a sample without a label."""
+
+
+def checked_samples(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return `x` if it is a mini-batch of samples of `shape`, (C, H, W) or (D,).
+
+    Raises:
+        ShapeError: naming what was expected and what came.
+    """
+    image = len(shape) == 3
+    if len(x) == 0 or tuple(x.shape[1:]) != shape:
+        raise ShapeError(f"expected samples [B, {shape}] with B >= 1, got {tuple(x.shape)}")
+    if x.dtype not in ((torch.uint8, torch.float32) if image else (torch.float32,)):
+        raise ShapeError(f"expected float32{' or uint8' if image else ''}, got {x.dtype}")
+    if x.dtype == torch.float32 and not x.isfinite().all():
+        raise ShapeError("expected finite values, got NaN or infinity")
+    if x.dtype == torch.float32 and image and (x.min() < 0 or x.max() > 1):
+        raise ShapeError(f"expected values in [0, 1], got {x.min():g} to {x.max():g}")
+    return x
+
+
+def class_indexes(
+    labels: Labels | None, n: int, known: Sequence[Label]
+) -> tuple[Tensor, list[Label]]:
+    """Return the class index of each of n samples, [B], and the labels never seen before.
+
+    New labels are numbered after the `known` ones, in order of appearance.
+
+    Raises:
+        ShapeError: another number of labels than samples, or a negative one.
+    """
+    y_B = torch.full((n,), UNLABELLED)
+    if labels is None:
+        return y_B, []
+    if len(labels) != n:
+        raise ShapeError(f"expected {n} labels, one per sample, got {len(labels)}")
+    plain: list[Label] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    index = {label: k for k, label in enumerate(known)}
+    for i, label in enumerate(plain):
+        if label in (UNLABELLED, ""):
+            continue
+        if isinstance(label, int) and label < 0:
+            raise ShapeError(f"expected labels >= 0, or -1 for none, got {label} at index {i}")
+        y_B[i] = index.setdefault(label, len(index))
+    return y_B, list(index)[len(known) :]
