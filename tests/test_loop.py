@@ -296,17 +296,31 @@ async def test_a_lost_replay_member_falls_back_to_a_checkpoint_without_it(
     assert digest(learn_all(made).state) == digest(expected.state)
 
 
-async def test_with_every_checkpoint_damaged_a_trimmed_log_is_not_learned(
-    settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+async def test_with_every_checkpoint_damaged_it_does_not_begin_anew(
+    settings: MakeSettings,
 ) -> None:
-    monkeypatch.setattr(Pace, "due", True)
-    made = settings(checkpoints_kept=1)
+    made = settings()
     await append_all(made, batches(5))
     learn_all(made)
 
     damage(newest_path(made))
 
-    with pytest.raises(CorruptState, match="the log lacks 5 entries behind position 0-0"):
+    with pytest.raises(CorruptState, match="none of 1 checkpoints can be restored"):
+        learn_all(made)
+    assert newest_path(made).exists()
+
+
+async def test_over_an_emptied_redis_it_does_not_begin_anew(
+    settings: MakeSettings, redis_server: str
+) -> None:
+    made = settings()
+    await append_all(made, batches(5))
+    learn_all(made)
+    connect(redis_server).flushall()
+
+    await append_all(made, batches(20))
+
+    with pytest.raises(CorruptState, match="none of 1 checkpoints can be restored"):
         learn_all(made)
 
 

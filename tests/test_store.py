@@ -359,7 +359,7 @@ async def test_trimming_leaves_what_is_behind_the_position(
     receipts = [await appender.append(submission(X)) for _ in range(5)]
     log = Log(either_server)
 
-    missing = log.trim(str(receipts[2].position), 3)
+    missing = log.trim(str(receipts[2].position), 3, 4)
 
     assert missing == 0
     left = [position for position, _ in log.read(START, count=8, block_ms=10)]
@@ -386,16 +386,22 @@ async def test_a_gap_is_counted_exactly(
 ) -> None:
     receipts = [await appender.append(submission(X)) for _ in range(5)]
     log = Log(either_server)
-    log.trim(str(receipts[1].position), 2)
+    log.trim(str(receipts[1].position), 2, 4)
 
     assert callable(damage)
     damage(server, [receipt.position for receipt in receipts])
 
-    assert log.trim(str(receipts[1].position), 2) == missing
+    assert log.trim(str(receipts[1].position), 2, 4) == missing
 
 
-async def test_a_log_that_was_never_written_has_no_gap(either_server: str) -> None:
-    assert Log(either_server).trim(START, 0) == 0
+async def test_a_lost_end_of_the_log_is_counted(appender: Appender, either_server: str) -> None:
+    receipts = [await appender.append(submission(X)) for _ in range(5)]
+
+    assert Log(either_server).trim(str(receipts[1].position), 2, 8) == -3
+
+
+def test_a_log_that_was_never_written_has_no_gap(either_server: str) -> None:
+    assert Log(either_server).trim(START, 0, 0) == 0
 
 
 # Replay members

@@ -54,12 +54,17 @@ class Log:
             (position.decode(), fields) for _, entries in answer for position, fields in entries
         ]
 
-    def trim(self, position: str, consumed: int) -> int:
+    def trim(self, position: str, trimmed: int, consumed: int) -> int:
         """Drop the entries up to and with `position`; return how many others are missing.
 
         Redis counts the entries ever added and those present; their difference must now be
-        `consumed`, the number of the entry at `position`. Anything but 0 is loss: entries behind
-        the position were deleted (positive), or the log was deleted and began anew (negative).
+        `trimmed`. Anything but 0 is loss: entries behind the position were deleted (positive),
+        or the log was deleted and began anew, or its end was lost (negative).
+
+        Args:
+            position: up to where nobody needs the entries any more.
+            trimmed: number of the entry there.
+            consumed: number of the last entry read.
         """
         milliseconds, _, sequence = position.partition("-")
         following = f"{milliseconds}-{int(sequence) + 1}"
@@ -67,7 +72,8 @@ class Log:
             self._redis.xtrim(names.LOG, minid=following, approximate=False)
             exists = self._redis.exists(names.LOG)
             info: Any = self._redis.xinfo_stream(names.LOG) if exists else _NO_STREAM
-        return int(info["entries-added"]) - int(info["length"]) - consumed
+        added, present = int(info["entries-added"]), int(info["length"])
+        return added - present - trimmed or min(0, added - consumed)
 
     def set_aside(self, entries: Sequence[tuple[Entry, str]]) -> None:
         """Keep quarantined entries, each with its reason, beyond the trimming; idempotent."""

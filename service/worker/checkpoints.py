@@ -115,11 +115,6 @@ class Checkpoints:
             summary=facts["summary"],
         )
 
-    def discard(self, path: Path) -> None:
-        """Count a checkpoint that could not be restored as not kept; its files stay for now."""
-        self._kept = [kept for kept in self._kept if kept.seq != _seq(path)]
-        self.newest = None
-
     def write(
         self,
         state: EngineState,

@@ -59,22 +59,14 @@ class Learning:
         metrics.checkpoint_age.set_function(self._checkpoints.age_s)
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint that is whole, or start if the log is.
+        """Go on from the newest checkpoint that is whole, or begin where there never was one.
 
         Raises:
-            CorruptState: the log lacks entries that would be needed.
+            CorruptState: no checkpoint is whole, or the log lacks entries.
             SettingsError: a learner setting differs from those of the checkpoint.
             Unavailable: Redis is away; may be called again.
         """
-        for path in self._checkpoints.newest_first():
-            try:
-                checkpoint = self._checkpoints.read(path)
-                self._resume(checkpoint)
-            except CorruptState as error:
-                log.critical("checkpoint_damaged", path=str(path), reason=str(error))
-                self._checkpoints.discard(path)
-            else:
-                break
+        self._load_newest()
         self.check_log()
         self._stored = self._replay.ids()
         if self._engine is None:
@@ -85,6 +77,19 @@ class Learning:
         log.info("restored", **asdict(self.progress))
         if differences := self._checkpoints.other_environment():
             log.warning("environment_changed", was=differences, promise="bits may differ now")
+
+    def _load_newest(self) -> None:
+        paths = list(self._checkpoints.newest_first())
+        for path in paths:
+            try:
+                self._resume(self._checkpoints.read(path))
+            except CorruptState as error:
+                log.critical("checkpoint_damaged", path=str(path), reason=str(error))
+            else:
+                return
+        # Never begin anew over a state that was learned, however much of the log is there.
+        if paths:
+            raise CorruptState(f"none of {len(paths)} checkpoints can be restored")
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         ids = [(number, index) for number, index in checkpoint.state.members.tolist()]
@@ -100,12 +105,12 @@ class Learning:
             CorruptState: naming how many entries are.
         """
         oldest = self._checkpoints.oldest
-        gap = self._log.trim(oldest.position, oldest.consumed)
+        gap = self._log.trim(oldest.position, oldest.consumed, self.progress.consumed)
         self._metrics.gap.set(gap)
         if gap:
             raise CorruptState(
-                f"the log lacks {gap} entries behind position {oldest.position}, "
-                f"entry {oldest.consumed}"
+                f"the log lacks {gap} entries: {self.progress.consumed} were consumed, "
+                f"{oldest.consumed} of them trimmed, up to position {oldest.position}"
             )
 
     def read(self, *, count: int, block_ms: int) -> list[RawEntry]:
