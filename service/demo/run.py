@@ -1,11 +1,12 @@
 """The demo from beginning to end: service, stream, table, picture, and how to go on."""
 
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from service.client import Client
 from service.demo import process, report
@@ -13,13 +14,8 @@ from service.demo.data import DemoData, load_data
 from service.demo.stream import Moment, Result, stream
 from service.settings import Settings
 
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(bar_width=20),
-    MofNCompleteColumn(),
-    TextColumn("{task.fields[told]}"),
-    TimeElapsedColumn(),
-)
+COLUMNS = (BarColumn(bar_width=8), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+"""Fits a terminal of 80 characters."""
 DECISIVE = {
     "preset",
     "seed",
@@ -73,6 +69,7 @@ def run(
         else:
             address = url
         console.print(f"Streaming {data.name} to {address} (documentation at {address}/docs)")
+        console.print("Accuracy: prequential, and on held-out samples of all classes seen so far")
         client = stack.enter_context(Client(address))
         result = _stream_with_progress(client, data, console)
     in_force = {} if url else settings.model_dump(mode="json", include=DECISIVE) | made
@@ -83,7 +80,8 @@ def run(
     console.print(f"Picture: {out}   Numbers: {numbers}")
     if url is None:
         console.print("The service has stopped and its state is kept. To serve it on:")
-        serve = f"levit serve --insecure --state-dir {process.STATE_DIR}"
+        levit = sys.argv[0] if Path(sys.argv[0]).name == "levit" else "levit"
+        serve = f"{levit} serve --insecure --state-dir {process.STATE_DIR}"
         console.print(f"{_spelled(made)} {serve}".strip(), soft_wrap=True, style="bold")
 
 
@@ -102,8 +100,8 @@ def _told(moment: Moment) -> str:
     prequential = moment.prequential_accuracy
     return (
         f"prequential {'-' if prequential is None else format(prequential, '.0%')} · "
-        f"{moment.classes} classes seen {moment.seen_accuracy:.0%} · "
-        f"experts {moment.experts} · expansions {moment.expansions}"
+        f"{moment.classes} seen {moment.seen_accuracy:.0%} · "
+        f"experts {moment.experts}, expansions {moment.expansions}"
     )
 
 
