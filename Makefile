@@ -37,7 +37,7 @@ lint: install ## Style, import contracts, docstrings, types, dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/interrogate -q -c pyproject.toml learner service
+	$(BIN)/interrogate -v --omit-covered-files -c pyproject.toml learner service
 	$(BIN)/mypy
 	$(BIN)/deptry .
 

@@ -175,6 +175,7 @@ def patch_side(height: int, width: int) -> int:
     """
 
     def tokens(side: int) -> int:
+        """Return how many patches of this side cover the image."""
         return -(-height // side) * -(-width // side)
 
     divisors = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
