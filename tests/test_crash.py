@@ -21,6 +21,7 @@ from service.settings import Settings
 from service.store import names
 from service.store.entry import decode_payload
 from service.store.link import connect
+from service.store.server import EmbeddedServer, bundled_binary
 from service.supervisor import child_environment
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from tests.conftest import MakeSettings
@@ -67,12 +68,16 @@ def consumed(settings: Settings) -> int:
     return int(str(told.decode() if isinstance(told, bytes) else 0))
 
 
+def wait_until_consumed(settings: Settings, entries: int, process: subprocess.Popen[bytes]) -> None:
+    while consumed(settings) < entries:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
 def finish(settings: Settings, *, flaw: str = "none") -> str:
     """Let a worker learn what is left; return the digest of its state."""
     with worker(settings, flaw=flaw) as process:
-        while consumed(settings) < len(STREAM):
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_until_consumed(settings, len(STREAM), process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     checkpoint = newest(settings)
@@ -171,6 +176,38 @@ async def test_a_second_worker_exits_75_and_a_killed_one_makes_room_at_once(
     with worker(made) as third:
         third.send_signal(signal.SIGTERM)
         assert third.wait(5) == 0
+
+
+async def test_a_redis_that_is_killed_and_comes_back_is_waited_for(tmp_path: Path) -> None:
+    made = Settings(state_dir=tmp_path, worker_metrics_port=0)
+    server = EmbeddedServer(made, bundled_binary())
+    server.start()
+    with_url = made.model_copy(update={"redis_url": server.url})
+    await append_all(with_url, STREAM[:20])
+
+    with worker(with_url) as process:
+        wait_until_consumed(with_url, 20, process)
+        os.kill(connect(server.url).info("server")["process_id"], signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        server.start()
+        await append_all(with_url, STREAM[20:30])
+        wait_until_consumed(with_url, 30, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    server.stop()
+
+    checkpoint = newest(with_url)
+    assert checkpoint is not None
+    assert checkpoint.state.values["step"] == 30
+
+
+async def test_on_sigterm_without_redis_it_still_exits_0(tmp_path: Path) -> None:
+    made = Settings(state_dir=tmp_path, worker_metrics_port=0)
+
+    with worker(made) as process:
+        await asyncio.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
 
 
 async def test_with_a_gap_in_the_log_it_stops_learning_and_exits_65_when_asked(

@@ -1,5 +1,7 @@
 """The worker's loop: what it learns, saves, publishes, tells, and when it refuses to go on."""
 
+import socket
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -437,6 +439,23 @@ async def test_an_outcome_that_could_not_be_told_is_told_after_a_restart(
     assert before.state == "queued"
     assert after is not None
     assert after.state == "learned"
+
+
+def test_the_metrics_listener_answers_while_it_is_open(state_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    registry = CollectorRegistry()
+    WorkerMetrics(registry)
+
+    with (
+        loop._listener(Settings(state_dir=state_dir, worker_metrics_port=port), registry),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer,
+    ):
+        text = answer.read().decode()
+
+    assert "levit_stream_gap_entries 0.0" in text
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 class Clock:

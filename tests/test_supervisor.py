@@ -19,8 +19,8 @@ from service import supervisor
 from service.errors import Unavailable
 from service.settings import Settings
 from service.store.link import connect
-from service.store.server import OPTIONS, EmbeddedServer, bundled_binary, server_url
-from service.supervisor import Restarts, Supervisor, child_environment
+from service.store.server import OPTIONS, EmbeddedServer, bundled_binary, find_binary, server_url
+from service.supervisor import Child, Restarts, Supervisor, child_environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -150,7 +150,7 @@ def test_wrong_settings_of_a_child_end_everything_with_2(
     served.join()
 
     assert served.exit_code == 2
-    assert served.diary()[-1] == "worker stops, redis is up"
+    assert not EmbeddedServer(Settings(state_dir=state_dir)).answers()
 
 
 class Clock:
@@ -204,7 +204,59 @@ def test_children_read_the_settings_of_their_parent(
     assert Settings.read() == made
 
 
+def test_on_sigterm_serve_stops_everything_and_exits_0(state_dir: Path) -> None:
+    code = (
+        "import sys; from service import supervisor; from service.settings import Settings;"
+        f"supervisor.child_arguments = lambda name: [sys.executable, '-c', {CHILD!r}, name];"
+        "sys.exit(supervisor.serve(Settings.read()))"
+    )
+    environment = child_environment(Settings(state_dir=state_dir))
+    diary = state_dir / "diary"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
+        assert eventually(lambda: diary.exists() and diary.read_text().count("starts") == 2)
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(20) == 0
+    assert diary.read_text().count("stops") == 2
+    assert not EmbeddedServer(Settings(state_dir=state_dir)).answers()
+
+
+def test_a_child_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    monkeypatch.setattr(supervisor, "STOP_S", 0.3)
+    monkeypatch.setattr(supervisor, "child_arguments", lambda _: [sys.executable, "-c", stubborn])
+    child = Child("api", dict(os.environ))
+    child.start()
+    time.sleep(1)
+
+    child.stop()
+
+    assert child.exit_code() == -signal.SIGKILL
+
+
 # The embedded server
+
+
+def test_a_server_on_the_path_comes_before_the_bundled_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed = tmp_path / "valkey-server"
+    installed.touch(mode=0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_binary() == installed
+
+    installed.unlink()
+
+    assert find_binary() == bundled_binary()
+
+
+def test_without_redis_serve_ends_with_1(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
+    monkeypatch.setattr("service.store.server.find_binary", lambda: Path("/bin/false"))
+
+    assert Supervisor(Settings(state_dir=state_dir)).run() == 1
 
 
 def test_the_embedded_server_runs_with_the_shipped_options() -> None:

@@ -76,6 +76,7 @@ class EmbeddedServer:
         if self.answers():
             log.info("redis_attached", url=self.url)
             return
+        self.stop()  # one that was started here and no longer answers
         home = self._settings.state_dir / "redis"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         socket = _socket(self._settings.state_dir)
