@@ -61,9 +61,10 @@ def prometheus(home: Path, targets: dict[str, str]) -> Iterator[httpx.Client]:
 def targets_up(client: httpx.Client) -> int:
     """Return how many targets Prometheus has scraped with success."""
     try:
-        found = client.get("/api/v1/targets").json()["data"]["activeTargets"]
-    except httpx.TransportError:
+        answer = client.get("/api/v1/targets").raise_for_status()
+    except httpx.HTTPError:  # it is still starting
         return 0
+    found = answer.json()["data"]["activeTargets"]
     return sum(target["health"] == "up" for target in found)
 
 
