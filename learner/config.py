@@ -72,7 +72,7 @@ class VAEConfig:
 class TrainingConfig:
     """How the active expert learns."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Step size of Adam. Paper: 1e-4, over many more steps per arriving sample than ours."""
     beta: float = 0.5
     """Weight of the negative ELBO beside the cross-entropy. Paper: 0.5, found insensitive."""

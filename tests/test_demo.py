@@ -16,7 +16,7 @@ from rich.console import Console
 from service.client import Client
 from service.datafile import BadDataFile
 from service.demo import process, report
-from service.demo.data import load_data
+from service.demo.data import FILE_SETTINGS, load_data
 from service.demo.run import run
 from service.demo.stream import Moment, Result, correct
 from service.errors import DemoFailed, SettingsError
@@ -79,7 +79,7 @@ def test_a_name_is_a_file_in_the_data_directory(tmp_path: Path) -> None:
 
     data = load_data("mine", tmp_path)
 
-    assert (data.name, data.batch_size, data.settings) == ("mine", 100, {})
+    assert (data.name, data.batch_size, data.settings) == ("mine", 100, FILE_SETTINGS)
     assert data.y_train.tolist() == [0, 0, 1, 1]
 
 

@@ -25,6 +25,8 @@ DIGITS_SETTINGS: Mapping[str, object] = {
     "snapshot_interval_s": 0.5,
 }
 """For 1,433 images of 8 x 8 pixels; the paper's values are for 60,000 of 28 x 28."""
+FILE_SETTINGS: Mapping[str, object] = {"replay_per_batch": 1180}
+"""For a file: the preset's values, but 20 optimiser steps for a batch of 100."""
 DIGITS_BATCH, FILE_BATCH = 10, 100
 HELD_OUT_EVERY = 5
 
@@ -73,7 +75,7 @@ def load_data(
     if name == DIGITS:
         arrays, settings, usual = _digits(), DIGITS_SETTINGS, DIGITS_BATCH
     else:
-        arrays, settings, usual = _file(_path(name, directory)), {}, FILE_BATCH
+        arrays, settings, usual = _file(_path(name, directory)), FILE_SETTINGS, FILE_BATCH
     order = _class_order(arrays["y_train"], limit)
     return DemoData(
         name=Path(name).stem,
