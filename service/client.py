@@ -173,20 +173,28 @@ class Client:
         return Observation(**{name: said[name] for name in Observation.__dataclass_fields__})
 
     def wait_until_learned(self, receipt: Receipt, timeout_s: float = 60.0) -> Observation:
-        """Return what became of a batch once it is learned or quarantined.
+        """Return what became of a batch: learned and part of the served model, or quarantined.
 
         Raises:
-            TimeoutError: it was still queued after `timeout_s`.
+            TimeoutError: it was neither after `timeout_s`.
             ApiError: as `observation`.
         """
         deadline = time.monotonic() + timeout_s
         wait_s = _FIRST_WAIT_S
-        while (found := self.observation(receipt.batch_id)).state == "queued":
+        while True:
+            found = self.observation(receipt.batch_id)
+            if found.state == "quarantined" or (found.state == "learned" and self._serves(found)):
+                return found
             if time.monotonic() + wait_s > deadline:
-                raise TimeoutError(f"batch {receipt.batch_id} is still queued after {timeout_s} s")
+                told = "still queued" if found.state == "queued" else "learned but not served"
+                raise TimeoutError(f"batch {receipt.batch_id} is {told} after {timeout_s} s")
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, 0.5)
-        return found
+
+    def _serves(self, found: Observation) -> bool:
+        """Say whether the model that answers has learned this batch."""
+        served, learned = self.experts()["position"] or "0-0", found.position or "0-0"
+        return [int(part) for part in served.split("-")] >= [int(p) for p in learned.split("-")]
 
     def experts(self) -> dict[str, Any]:
         """Return what the served model is made of, as GET /experts shows it.

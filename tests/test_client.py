@@ -312,3 +312,23 @@ def test_rows_without_an_answer_are_filled() -> None:
     assert answers.probabilities.tolist() == [[0.75, 0.25], [0, 0]]
     assert answers.classes.tolist() == [[4, 7], [-1, -1]]
     assert np.isnan(answers.novelty[1])
+
+
+def test_waiting_ends_when_the_served_model_has_learned_the_batch() -> None:
+    learned = {"batch_id": "a" * 32, "state": "learned", "n": 2, "position": "9-0"}
+    learned |= {"step": 4, "expert": 0, "reason": None}
+    served = iter([None, "8-5", "10-0"])
+    script = Script(
+        accepted,
+        *[
+            lambda: httpx.Response(200, json=learned),
+            lambda: httpx.Response(200, json={"position": next(served)}),
+        ]
+        * 3,
+    )
+
+    with scripted(script) as client:
+        found = client.wait_until_learned(client.observe(VECTORS))
+
+    assert found.position == "9-0"
+    assert next(served, "asked for all") == "asked for all"
