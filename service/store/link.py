@@ -59,7 +59,6 @@ def redis_errors() -> Iterator[None]:
     except (RedisError, OSError) as error:
         raise Unavailable(
             "redis_unavailable",
-            f"redis did not answer ({error}); the outcome is unknown, "
-            "retry with the same Idempotency-Key",
+            "redis did not answer; the outcome is unknown, retry with the same Idempotency-Key",
             retry_after_s=1,
         ) from error

@@ -148,7 +148,7 @@ class Worker:
                 action()
             except (Unavailable, OSError) as error:
                 if not back_off_s:
-                    log.warning("waiting", reason=str(error))
+                    log.warning("waiting", reason=str(error), cause=str(error.__cause__))
                 back_off_s = min(LONGEST_BACK_OFF_S, max(0.05, 2 * back_off_s))
                 time.sleep(back_off_s)
             else:
