@@ -116,7 +116,8 @@ def worker(state_dir: StateDir = None) -> None:
 def observe(file: DataFile, url: Url = None, batch_size: BatchSize = 100) -> None:
     """Send the samples of FILE (x, and y if it has labels) in their order; wait until learned."""
     x, y = _samples(file, ("x", "x_train"), ("y", "y_train"))
-    with Client(_address(url)) as client, Progress(transient=True) as progress:
+    bar = Progress(console=Console(stderr=True), transient=True)
+    with Client(_address(url)) as client, bar as progress:
         batches = [slice(at, at + batch_size) for at in range(0, len(x), batch_size)]
         receipts = [
             client.observe(x[batch], None if y is None else y[batch])

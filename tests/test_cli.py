@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.client import Client
+from service.demo.data import load_data
+from service.demo.process import running_service
 from service.settings import Settings
 
 COMMANDS = ("serve", "api", "worker", "demo", "observe", "predict", "experts", "config")
@@ -117,3 +120,29 @@ def test_a_service_that_is_away_is_exit_code_1(vectors: str) -> None:
 
     assert done.returncode == 1
     assert done.stderr.startswith(f"levit: no answer from {NOWHERE}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_file_is_observed_predicted_and_streamed_into_a_running_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = load_data("digits", None, limit=50)
+    samples = {"x_train": data.x_train, "y_train": data.y_train, "x_test": data.x_test[:5]}
+    np.savez("digits.npz", allow_pickle=False, **samples)
+
+    with running_service({"capacity": 20, "patch": 2, "replay_per_batch": 10}) as url:
+        observed = levit("observe", "digits.npz", "--url", url)
+        with Client(url) as client:
+            client.predict(data.x_test[:1])  # waits until the model is served
+        predicted = levit("predict", "digits.npz", "--url", url)
+        shown = levit("experts", "--url", url)
+        streamed = levit("demo", "--url", url, "--limit", "30")
+
+    assert observed.stdout == "50 samples accepted; the last batch is learned (step 1)\n"
+    assert len(predicted.stdout.splitlines()) == 1 + 5
+    assert "50 samples learned" in shown.stdout
+    assert "30 in batches of 10" in streamed.stdout
+    assert "as that service is set" in streamed.stdout
+    assert "levit serve" not in streamed.stdout
