@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10, help="samples per mini-batch")
     parser.add_argument("--replayed", type=int, default=118, help="memory samples per mini-batch")
     parser.add_argument("--capacity", type=int, default=500, help="replay memory, samples")
-    parser.add_argument("--threshold", type=float, default=0.25, help="novelty that expands")
+    parser.add_argument("--threshold", type=float, default=0.1, help="novelty that expands")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="step size of Adam")
     parser.add_argument("--seeds", type=int, default=1, help="seeds per row")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")

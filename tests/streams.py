@@ -12,23 +12,23 @@ from learner import LearnerConfig, LEViT, dump, paper
 torch.set_num_threads(1)  # two test processes share two cores, and bits depend on the count
 
 CONFIGS: dict[str, LearnerConfig] = {
-    "vit-gated": paper((1, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3),
+    "vit-gated": paper((1, 8, 8), capacity=20, per_batch=22, threshold=0.5, learning_rate=3e-3),
     "vit-fixed": paper(
-        (1, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3, fusion="fixed"
+        (1, 8, 8), capacity=20, per_batch=22, threshold=0.5, learning_rate=3e-3, fusion="fixed"
     ),
     "vit-none": paper(
-        (1, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3, fusion="none"
+        (1, 8, 8), capacity=20, per_batch=22, threshold=0.5, learning_rate=3e-3, fusion="none"
     ),
     "dnn-gated": paper(
-        (1, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3, kind="dnn"
+        (1, 8, 8), capacity=20, per_batch=22, threshold=0.5, learning_rate=3e-3, kind="dnn"
     ),
     "vit-several-steps": paper(
-        (1, 8, 8), capacity=20, per_batch=150, threshold=0.02, learning_rate=3e-3
+        (1, 8, 8), capacity=20, per_batch=150, threshold=0.5, learning_rate=3e-3
     ),
-    "vit-no-replay": paper((1, 8, 8), capacity=20, per_batch=0, threshold=0.02),
-    "colour": paper((3, 8, 8), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3),
-    "padded": paper((1, 13, 11), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3),
-    "vectors": paper((6,), capacity=20, per_batch=22, threshold=0.02, learning_rate=3e-3),
+    "vit-no-replay": paper((1, 8, 8), capacity=20, per_batch=0, threshold=0.5),
+    "colour": paper((3, 8, 8), capacity=20, per_batch=22, threshold=0.5, learning_rate=3e-3),
+    "padded": paper((1, 13, 11), capacity=20, per_batch=22, threshold=0.5, learning_rate=3e-3),
+    "vectors": paper((6,), capacity=20, per_batch=22, threshold=0.5, learning_rate=3e-3),
 }
 """Every configuration that obeys the laws, small enough to learn a stream in a second."""
 

@@ -16,7 +16,7 @@ ENGINES = LevitEngines(threads=1)
 SMALL = {
     "capacity": 20,
     "replay_per_batch": 22,
-    "threshold": 0.02,
+    "threshold": 0.5,
     "learning_rate": 3e-3,
     "device": "cpu",
 }
@@ -133,7 +133,7 @@ def test_other_settings_than_the_state_was_made_with_are_named() -> None:
     schema = InputSchema.parse("image:8x8x1")
     state = _learned(schema, range(2)).dump()
 
-    with pytest.raises(SettingsError, match=r"threshold: .* 0\.02, .* 7\.0"):
+    with pytest.raises(SettingsError, match=r"threshold: .* 0\.5, .* 7\.0"):
         ENGINES.restore(_settings(threshold=7.0), state, _members(schema, state))
 
 

@@ -341,4 +341,4 @@ def test_golden_trace_of_losses() -> None:
     torch.testing.assert_close(torch.tensor(traced), torch.tensor(GOLDEN), atol=5e-3, rtol=0)
 
 
-GOLDEN = [46.970, 39.003, 48.068, 39.126, 44.958, 49.856]
+GOLDEN = [46.970, 39.003, 48.068, 39.126, 44.958, 48.400]

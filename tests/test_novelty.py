@@ -10,7 +10,8 @@ from tests.streams import BATCH, Shift
 def test_distance_equals_the_double_loop() -> None:
     generator = torch.Generator().manual_seed(1)
     means = torch.randn(9, 3, 4, generator=generator)
-    known_mean, known_deviation = torch.randn(2, 3, 4, generator=generator)
+    known_mean = torch.randn(3, 4, generator=generator)
+    known_deviation = torch.rand(3, 4, generator=generator) + 0.5
 
     looped = []
     for k in range(3):
@@ -19,9 +20,10 @@ def test_distance_equals_the_double_loop() -> None:
             column = [means[m, k, z].item() for m in range(9)]
             mean = sum(column) / 9
             deviation = (sum((value - mean) ** 2 for value in column) / 9) ** 0.5
-            total += (mean - known_mean[k, z].item()) ** 2
-            total += (deviation - known_deviation[k, z].item()) ** 2
-        looped.append(total)
+            unit = known_deviation[k, z].item()
+            total += ((mean - known_mean[k, z].item()) / unit) ** 2
+            total += ((deviation - unit) / unit) ** 2
+        looped.append(total / 4)
 
     torch.testing.assert_close(
         distances(means, known_mean, known_deviation), torch.tensor(looped), atol=1e-5, rtol=1e-5
@@ -34,6 +36,28 @@ def test_memory_that_an_expert_was_frozen_with_is_not_novel_to_it() -> None:
     mean, deviation = latent_statistics(means)
 
     assert novelty(means, mean + torch.tensor([[0.0], [5.0]]), deviation) == 0.0
+
+
+def test_same_distribution_gives_about_three_over_the_members_in_any_unit() -> None:
+    generator = torch.Generator().manual_seed(2)
+    unit = torch.logspace(-4, 3, 50)
+    known_mean, known_deviation = torch.zeros(1, 50), unit[None]
+
+    values = [
+        novelty(
+            (torch.randn(500, 50, generator=generator) * unit)[:, None], known_mean, known_deviation
+        )
+        for _ in range(20)
+    ]
+
+    # E (mean / s)^2 = 1 / M and E (deviation / s - 1)^2 = 1 / 2M against exact known values.
+    assert 1.2 / 500 < sum(values) / 20 < 1.8 / 500
+
+
+def test_latent_value_that_never_moved_does_not_divide_by_zero() -> None:
+    still = torch.zeros(4, 1, 2)
+
+    assert novelty(still, torch.zeros(1, 2), torch.zeros(1, 2)) == 0.0
 
 
 def _novelties(classes: list[int]) -> tuple[list[float], list[int]]:

@@ -25,7 +25,7 @@ SCHEMA = InputSchema.parse("image:8x8x1")
 LEARNER = {
     "capacity": 40,
     "replay_per_batch": 118,
-    "threshold": 0.004,
+    "threshold": 0.3,
     "learning_rate": 3e-3,
     "worker_threads": 1,
     "device": "cpu",

@@ -21,7 +21,6 @@ DIGITS_SETTINGS: Mapping[str, object] = {
     "capacity": 150,
     "patch": 2,
     "replay_per_batch": 1270,
-    "threshold": 0.05,
     "snapshot_interval_s": 0.5,
 }
 """For 1,433 images of 8 x 8 pixels; the paper's values are for 60,000 of 28 x 28."""
