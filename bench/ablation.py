@@ -6,13 +6,10 @@ Rows: expert kind `vit` against `dnn`, fusion `none`, `fixed`, `gated`, and thre
 pass, no task information; test accuracy over all classes, each sample routed and classified alone.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +19,8 @@ from rich.progress import track
 from rich.table import Table
 
 import learner
-from bench.images import as_tensor
-from service.demo.data import DemoData, load_data
-from service.settings import Settings
+from bench import command
+from service.demo.data import DemoData
 
 ROWS: Sequence[tuple[str, dict[str, Any]]] = (
     ("LEViT-DKF", {}),
@@ -63,14 +59,13 @@ class Run:
 def run(data: DemoData, batch: int, config: learner.LearnerConfig) -> Run:
     """Stream the training set once; return the strict test accuracy."""
     levit = learner.LEViT(config)
-    x, y = as_tensor(data.x_train), torch.from_numpy(data.y_train.astype(np.int64))
+    x, y = command.as_tensor(data.x_train), torch.from_numpy(data.y_train.astype(np.int64))
     started_at = time.perf_counter()
     for i in range(0, len(x), batch):
         levit.observe(x[i : i + batch], y[i : i + batch])
     seconds = time.perf_counter() - started_at
-    said = [
-        label for part in as_tensor(data.x_test).split(200) for label in levit.predict(part).labels
-    ]
+    parts = command.as_tensor(data.x_test).split(200)
+    said = [label for part in parts for label in levit.predict(part).labels]
     return Run(
         accuracy=float(np.mean(np.array(said) == data.y_test)),
         experts=len(levit.mixture.experts),
@@ -95,26 +90,22 @@ def _row(name: str, runs: Sequence[Run], threshold: float) -> Result:
 
 def main() -> None:
     """Run all rows and print a table; with --json also write the numbers."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", default="mnist", help="digits, a name in LEVIT_DATA or an .npz")
-    parser.add_argument("--samples", type=int, default=10_000, help="training samples")
-    parser.add_argument("--batch", type=int, default=10, help="samples per mini-batch")
-    parser.add_argument("--replayed", type=int, default=118, help="memory samples per mini-batch")
-    parser.add_argument("--capacity", type=int, default=500, help="replay memory, samples")
-    parser.add_argument("--threshold", type=float, default=0.1, help="novelty that expands")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="step size of Adam")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds per row")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    chosen = parser.parse_args()
+    options = command.parser(__doc__)
+    options.add_argument("--samples", type=int, default=10_000, help="training samples")
+    options.add_argument("--batch", type=int, default=10, help="samples per mini-batch")
+    options.add_argument("--replayed", type=int, default=118, help="memory samples per mini-batch")
+    options.add_argument("--capacity", type=int, default=500, help="replay memory, samples")
+    options.add_argument("--threshold", type=float, default=0.1, help="novelty that expands")
+    options.add_argument("--learning-rate", type=float, default=2e-3, help="step size of Adam")
+    options.add_argument("--seeds", type=int, default=1, help="seeds per row")
+    options.add_argument("--threads", type=int, default=1, help="CPU threads")
+    chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
-    data = load_data(chosen.data, Settings.read().data, limit=chosen.samples)
-    shape = tuple(as_tensor(data.x_train[:1]).shape[1:])
+    data = command.data_of(chosen, samples=chosen.samples)
+    shape = tuple(command.as_tensor(data.x_train[:1]).shape[1:])
     results = []
-    for name, options in track(ROWS, description=f"{data.name}, {len(data.x_train):,} samples"):
-        rest = dict(options)
+    for name, row in track(ROWS, description=f"{data.name}, {len(data.x_train):,} samples"):
+        rest = dict(row)
         threshold = chosen.threshold * rest.pop("factor", 1.0)
         runs = [
             run(
@@ -144,9 +135,8 @@ def main() -> None:
         f"batch {chosen.batch}, {chosen.replayed} samples replayed per batch, capacity "
         f"{chosen.capacity}, step size {chosen.learning_rate:g}, {chosen.seeds} seed(s)"
     )
-    if chosen.json:
-        chosen.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+    command.write_numbers(chosen, [asdict(r) for r in results])
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -15,15 +15,15 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench import command
 from service.client import Client
-from service.demo.data import DemoData, load_data
+from service.demo.data import DemoData
 from service.engine.protocol import Array
 from service.store.entry import encode
 
@@ -159,16 +159,12 @@ def _run(load: Load, options: argparse.Namespace, data: DemoData) -> float:
 
 def parse_options() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
-    parser.add_argument("--data", default="digits", help="as in `levit demo --data`")
-    parser.add_argument("--data-dir", type=Path, help="where data sets are, such as mnist.npz")
-    parser.add_argument("--concurrency", type=int, default=16, help="requests at once")
-    parser.add_argument("--seconds", type=float, default=30, help="time to measure")
-    parser.add_argument("--warm-up", type=float, default=5, help="seconds of training before it")
-    parser.add_argument(
+    options = command.parser(__doc__)
+    options.add_argument("--url", default="http://127.0.0.1:8000", help="address of the service")
+    options.add_argument("--concurrency", type=int, default=16, help="requests at once")
+    options.add_argument("--seconds", type=float, default=30, help="time to measure")
+    options.add_argument("--warm-up", type=float, default=5, help="seconds of training before it")
+    options.add_argument(
         "--json-bodies",
         dest="body_type",
         action="store_const",
@@ -176,21 +172,19 @@ def parse_options() -> argparse.Namespace:
         default="application/x-safetensors",
         help="send JSON instead of safetensors",
     )
-    parser.add_argument("--out", type=Path, help="write the result here as JSON")
-    return parser.parse_args()
+    return options.parse_args()
 
 
 def main() -> None:
     """Measure and print."""
     options = parse_options()
-    result = measure(options, load_data(options.data, options.data_dir))
+    result = measure(options, command.data_of(options))
     table = Table("measure", "value", title="/predict, single images, while training runs")
     for name, value in asdict(result).items():
-        table.add_row(name, str(value))
+        table.add_row(name, f"{value:,.1f}" if isinstance(value, float) else f"{value:,}")
     Console().print(table)
-    if options.out is not None:
-        options.out.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    command.write_numbers(options, asdict(result))
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

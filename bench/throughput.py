@@ -10,8 +10,6 @@ Three ways, in turns, the same samples and the same number of threads:
 Quoted is the median of the ratio drain / direct over the turns.
 """
 
-import argparse
-import json
 import os
 import signal
 import socket
@@ -34,9 +32,8 @@ from rich.progress import track
 from rich.table import Table
 
 import learner
-from bench.images import as_tensor
+from bench import command
 from service.client import Client
-from service.demo.data import load_data
 from service.engine.levit import LevitEngines
 from service.engine.protocol import Array
 from service.metrics import WorkerMetrics
@@ -90,7 +87,7 @@ def _direct(batches: Batches) -> float:
     settings = Settings.read()
     levit = learner.LEViT(
         learner.paper(
-            tuple(as_tensor(batches[0][0]).shape[1:]),
+            tuple(command.as_tensor(batches[0][0]).shape[1:]),
             threshold=settings.threshold,
             capacity=settings.capacity,
             per_batch=settings.replay_per_batch,
@@ -99,7 +96,7 @@ def _direct(batches: Batches) -> float:
     )
     started_at = time.perf_counter()
     for x, y in batches:
-        levit.observe(as_tensor(x), torch.from_numpy(y))
+        levit.observe(command.as_tensor(x), torch.from_numpy(y))
     return time.perf_counter() - started_at
 
 
@@ -162,13 +159,13 @@ def _http(batches: Batches, threads: int) -> tuple[float, int]:
 
 
 @contextmanager
-def _process(command: str, settings: Settings, port: int) -> Iterator[Client]:
+def _process(name: str, settings: Settings, port: int) -> Iterator[Client]:
     """Run a `levit` command with these settings; yield a client once it is ready."""
     made: Mapping[str, object] = settings.model_dump(mode="json", exclude_unset=True)
     environment = os.environ | {f"LEVIT_{k.upper()}": str(v) for k, v in made.items()}
     environment |= {"LEVIT_PORT": str(port), "LEVIT_INSECURE": "true"}
     with subprocess.Popen(  # noqa: S603  our own module
-        [sys.executable, "-m", "service", command], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "service", name], env=environment, stderr=subprocess.DEVNULL
     ) as process:
         try:
             with Client(f"http://127.0.0.1:{port}", timeout_s=60) as client:
@@ -188,18 +185,14 @@ def _free_port() -> int:
 
 def main() -> None:
     """Measure and print a table; with --json also write the numbers."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", default="mnist", help="digits, a name in LEVIT_DATA or an .npz")
-    parser.add_argument("--batch", type=int, nargs="+", default=[100, 10], help="batch sizes")
-    parser.add_argument("--samples", type=int, default=6000, help="samples per turn")
-    parser.add_argument("--turns", type=int, default=3, help="turns of direct and drain")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the learner")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    chosen = parser.parse_args()
+    options = command.parser(__doc__)
+    options.add_argument("--batch", type=int, nargs="+", default=[100, 10], help="batch sizes")
+    options.add_argument("--samples", type=int, default=6000, help="samples per turn")
+    options.add_argument("--turns", type=int, default=3, help="turns of direct and drain")
+    options.add_argument("--threads", type=int, default=1, help="CPU threads of the learner")
+    chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
-    data = load_data(chosen.data, Settings.read().data, limit=chosen.samples)
+    data = command.data_of(chosen, samples=chosen.samples)
     x, y = data.x_train, data.y_train.astype(np.int64)
     results = [
         measure(x, y, batch=batch, threads=chosen.threads, turns=chosen.turns)
@@ -212,9 +205,8 @@ def main() -> None:
         row = [str(r.batch), str(r.replayed_per_batch), *rates, ratio, f"{r.http:,.0f}"]
         table.add_row(*row, str(r.experts))
     Console().print(table)
-    if chosen.json:
-        chosen.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+    command.write_numbers(chosen, [asdict(r) for r in results])
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)
