@@ -5,7 +5,8 @@ Pure: no clock, no file, no network, no environment, no global random state.
 
 from learner.config import LearnerConfig, paper
 from learner.errors import ConfigError, LearnerError, NonFiniteError, ShapeError, StateError
-from learner.levit import LEViT, ObserveReport, Prediction
+from learner.levit import LEViT, ObserveReport
+from learner.mixture import Mixture, Prediction
 from learner.scaler import unit
 from learner.state import LearnerState, dump, restore, restore_for_prediction
 
@@ -15,6 +16,7 @@ __all__ = [
     "LearnerConfig",
     "LearnerError",
     "LearnerState",
+    "Mixture",
     "NonFiniteError",
     "ObserveReport",
     "Prediction",

@@ -5,14 +5,16 @@
 Dimension key: B batch, C channels, H height, W width, N tokens, D model width, Z latent size.
 """
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from learner.errors import ConfigError
 
 ExpertKind = Literal["vit", "dnn"]
 FusionKind = Literal["none", "fixed", "gated"]
 Likelihood = Literal["bernoulli", "gaussian", "unit_gaussian"]
+Number = TypeVar("Number", int, float)
 
 _DENSE_SIDE = 32  # grey images up to this side get the dense VAE of the paper's MNIST
 _TOKENS = 16  # the paper's token count on MNIST (7 x 7 of 28) and CIFAR (8 x 8 of 32)
@@ -76,14 +78,15 @@ class TrainingConfig:
     """Step size of Adam. Paper: 1e-4, over many more steps per arriving sample than ours."""
     beta: float = 0.5
     """Weight of the negative ELBO beside the cross-entropy. Paper: 0.5, found insensitive."""
-    step_size: int = 64
+    samples_per_step: int = 64
     """Most samples in one optimiser step; ours."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _require(self.learning_rate > 0, "learning_rate", "> 0", self.learning_rate)
-        _require(self.beta > 0, "beta", "> 0", self.beta)
-        _require(self.step_size >= 1, "step_size", ">= 1", self.step_size)
+        rate, samples = self.learning_rate, self.samples_per_step
+        _require(0 < rate <= 1, "learning_rate", "> 0 and <= 1", rate)
+        _require(0 < self.beta < math.inf, "beta", "> 0 and finite", self.beta)
+        _require(samples >= 1, "samples_per_step", ">= 1", samples)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +117,8 @@ class ExpansionConfig:
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _require(self.threshold > 0, "threshold", "> 0", self.threshold)
+        finite = 0 < self.threshold < math.inf
+        _require(finite, "threshold", "> 0 and finite", self.threshold)
         _require(self.max_experts >= 1, "max_experts", ">= 1", self.max_experts)
 
 
@@ -202,21 +206,25 @@ def paper(  # noqa: PLR0913  the settings a user may override, keyword-only
 
     None means the preset's own value for this kind of input. Grey images follow the paper's
     MNIST column, colour its CIFAR column; vectors (ours) get the MNIST widths without attention.
+    The threshold rises where a small memory makes novelty noisy (ours): 10 / capacity at least.
 
     Raises:
         ConfigError: naming field, bound and value.
     """
-    image, colour = len(input_shape) == 3, len(input_shape) == 3 and input_shape[0] != 1
-    side = max(input_shape[1:]) if image else 0
-    convolutional = colour or side > _DENSE_SIDE
+    shaped = len(input_shape) in (1, 3) and min(input_shape) >= 1
+    _require(shaped, "input_shape", "(C, H, W) or (D,)", input_shape)
+    image = len(input_shape) == 3
+    colour = image and input_shape[0] != 1
+    convolutional = colour or (image and max(input_shape[1:]) > _DENSE_SIDE)
     likelihood: Likelihood = "gaussian" if colour else "bernoulli" if image else "unit_gaussian"
-    latent = 200 if colour else min(50, max(2, input_shape[0])) if not image else 50
+    latent = 200 if colour else 50 if image else min(50, max(2, input_shape[0]))
+    held = _either(capacity, 1000 if colour else 2000)
     return LearnerConfig(
         input_shape=input_shape,
         network=NetworkConfig(
             kind=kind if image else "dnn",
             fusion=fusion,
-            patch=patch or (patch_side(*input_shape[1:]) if image else 1),
+            patch=_either(patch, patch_side(*input_shape[1:]) if image else 1),
             mlp=(500, 200) if colour else (100,),
         ),
         vae=VAEConfig(
@@ -225,10 +233,17 @@ def paper(  # noqa: PLR0913  the settings a user may override, keyword-only
             latent=latent,
             likelihood=likelihood,
         ),
-        training=TrainingConfig(learning_rate=learning_rate or TrainingConfig().learning_rate),
-        replay=ReplayConfig(capacity=capacity or (1000 if colour else 2000), per_batch=per_batch),
+        training=TrainingConfig(
+            learning_rate=_either(learning_rate, TrainingConfig().learning_rate)
+        ),
+        replay=ReplayConfig(capacity=held, per_batch=per_batch),
         expansion=ExpansionConfig(
-            threshold=threshold or ExpansionConfig().threshold, max_experts=max_experts
+            threshold=_either(threshold, max(ExpansionConfig().threshold, 10 / max(1, held))),
+            max_experts=max_experts,
         ),
         seed=seed,
     )
+
+
+def _either(given: Number | None, preset: Number) -> Number:
+    return preset if given is None else given

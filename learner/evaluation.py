@@ -25,7 +25,7 @@ class FadedAccuracy:
         self.overall = (0.0, 0.0)
         """Faded counts (right, all)."""
         self.by_class: list[tuple[float, float]] = []
-        """The same per class, each fading with its own samples only."""
+        """The same per class, each fading with its own samples only; replaced, never changed."""
 
     def count(self, right_B: Tensor, y_B: Tensor, classes: int) -> None:
         """Take in predictions that were right or wrong, in order of arrival.
@@ -35,10 +35,10 @@ class FadedAccuracy:
             y_B: its true class, 0 to classes - 1.
             classes: classes known by now.
         """
-        self.by_class += [(0.0, 0.0)] * (classes - len(self.by_class))
-        self.overall = _faded(self.overall, right_B)
+        by_class = [*self.by_class, *[(0.0, 0.0)] * (classes - len(self.by_class))]
         for k in y_B.unique().tolist():
-            self.by_class[k] = _faded(self.by_class[k], right_B[y_B == k])
+            by_class[k] = _faded(by_class[k], right_B[y_B == k])
+        self.overall, self.by_class = _faded(self.overall, right_B), by_class
 
     @property
     def accuracy(self) -> float | None:

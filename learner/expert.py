@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from learner.config import LearnerConfig
 from learner.fusion import Fusion
 from learner.vae import VAE
-from learner.vit import PatchBackbone, module
+from learner.vit import PatchBackbone, feature_module
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -52,7 +52,7 @@ class Expert(nn.Module):
         """
         super().__init__()
         network = config.network
-        self.module = module(network)
+        self.features = feature_module(network)
         self.fusion = Fusion(network.fusion if frozen_before else "none", network.width)
         widths = (network.width, *network.mlp)
         layers = [(nn.Linear(a, b), nn.GELU()) for a, b in pairwise(widths)]
@@ -62,6 +62,11 @@ class Expert(nn.Module):
         # What its encoder makes of the memory it was frozen with; zeros while active.
         self.register_buffer("known_mean_Z", torch.zeros(config.vae.latent))
         self.register_buffer("known_deviation_Z", torch.zeros(config.vae.latent))
+
+    def forget_memory(self) -> None:
+        """Zero what the encoder made of a memory, as it is while an expert is active."""
+        self.known_mean_Z.zero_()
+        self.known_deviation_Z.zero_()
 
     def logits(self, own_BD: Tensor, frozen_BJD: Tensor) -> Tensor:
         """Return the scores of the classes this expert has seen, [B, K].
@@ -104,6 +109,6 @@ def initialised(make: Callable[[], N], generator: Generator) -> N:
 
 @torch.no_grad()
 def fill_weight_(weight: Tensor, generator: Generator) -> None:
-    """Fill a weight matrix or kernel [out, in, ...], uniform within 1 / sqrt(fan-in)."""
+    """Fill a matrix or kernel, uniform within 1 / sqrt(values of one row), PyTorch's fan-in."""
     bound = 1.0 / math.sqrt(math.prod(weight.shape[1:]))
     weight.uniform_(-bound, bound, generator=generator)

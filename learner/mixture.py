@@ -1,17 +1,21 @@
-"""The experts in order of birth, exactly one of them active, and the backbone they share (LEViT).
+"""The experts in order of birth, exactly one of them active, and how they answer (LEViT).
 
 INVARIANT: the last expert is the active one and has gradients; all others, and from the first
 expansion on the backbone too, are frozen and never change.
-Dimension key: B batch, N tokens, E experts, J = E - 1 frozen experts, D width, K classes, Z latent.
+Dimension key: B batch, E experts, J = E - 1 frozen experts, D width, K classes, Z latent.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 
 from learner.config import LearnerConfig
-from learner.expert import Expert, fill_weight_, initialised
+from learner.expert import Expert, fill_weight_, hollow, initialised
+from learner.samples import Label, checked_samples
+from learner.scaler import Scaler
 from learner.vit import backbone
 
 
@@ -42,46 +46,98 @@ class Evidence:
     """Posterior means under the frozen experts' encoders."""
 
 
-class Mixture(nn.Module):
-    """Experts, backbone and routing (LEViT; experts grow as in CN-DPM, Lee et al. 2020)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Answers for B samples; row i is sample i."""
 
-    def __init__(self, config: LearnerConfig, generator: Generator) -> None:
+    classes: Sequence[Label]
+    """All classes seen so far, in order of first appearance."""
+    probabilities_BK: Tensor
+    """Over `classes`, on the CPU; a row of zeros where no expert has seen a label."""
+    experts_B: Tensor
+    """Id of the expert that answers."""
+    novelty_B: Tensor
+    """Negative ELBO per input value under that expert, nats; large means unfamiliar."""
+
+    @property
+    def labels(self) -> list[Label | None]:
+        """The most probable class of each sample; None where no expert has seen a label."""
+        if not self.classes:
+            return [None] * len(self.experts_B)
+        best = self.probabilities_BK.max(1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [self.classes[k] if p > 0 else None for k, p in pairs]
+
+
+class Mixture(nn.Module):
+    """Experts, backbone, scaler and routing (LEViT; experts grow as in CN-DPM, Lee et al. 2020)."""
+
+    def __init__(self, config: LearnerConfig, device: torch.device) -> None:
+        """Make a mixture without experts, its backbone without values."""
         super().__init__()
         self.config = config
-        self.backbone: nn.Module = initialised(
-            lambda: backbone(config.input_shape, config.network), generator
-        )
+        self.device = device
+        self.backbone: nn.Module = hollow(partial(backbone, config.input_shape, config.network))
         self.experts = nn.ModuleList()
         self.lives: list[Life] = []
-        self._add(Life(id=0, born_step=0), generator)
+        self.scaler = Scaler.fresh(config.input_shape, device)
+        self.classes: list[Label] = []
+        """All classes seen so far, in order of first appearance."""
+
+    @property
+    def ordered(self) -> list[Expert]:
+        """All experts in order of birth, the active one last."""
+        return [expert for expert in self.experts if isinstance(expert, Expert)]
 
     @property
     def active(self) -> Expert:
         """The one expert that learns."""
-        return self.expert(len(self.experts) - 1)
+        return self.ordered[-1]
 
     @property
     def frozen(self) -> list[Expert]:
         """The experts that no longer change, in order of birth."""
-        return [self.expert(index) for index in range(len(self.experts) - 1)]
-
-    def expert(self, index: int) -> Expert:
-        """Return the expert born `index`-th, counted from 0."""
-        expert = self.experts[index]
-        assert isinstance(expert, Expert)  # noqa: S101  nn.ModuleList forgets the type
-        return expert
+        return self.ordered[:-1]
 
     def learning_parameters(self) -> list[nn.Parameter]:
         """Return what training may change: the active expert, and first the backbone with it."""
         shared = list(self.backbone.parameters()) if len(self.experts) == 1 else []
         return [*shared, *self.active.parameters()]
 
+    def begin(self, generator: Generator) -> None:
+        """Fill the backbone and add the first expert."""
+        make = partial(backbone, self.config.input_shape, self.config.network)
+        self.backbone = initialised(make, generator).to(self.device)
+        self._add(Life(id=0, born_step=0), generator)
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor) -> Prediction:
+        """Return labels, probabilities, answering experts and novelty; changes nothing.
+
+        Args:
+            x: samples, uint8 or float32 [B, C, H, W] (floats in [0, 1]), or float32 [B, D].
+
+        Raises:
+            ShapeError: the samples do not fit.
+        """
+        x = checked_samples(x, self.config.input_shape).to(self.device)
+        evidence = self.evidence(self.scaler(x))
+        routed_B = self.route(evidence.scores_BE)
+        ids_E = torch.tensor([life.id for life in self.lives])
+        score_B = evidence.scores_BE.gather(1, routed_B[:, None]).squeeze(1)
+        return Prediction(
+            classes=tuple(self.classes),
+            probabilities_BK=self.probabilities(evidence, routed_B).cpu(),
+            experts_B=ids_E[routed_B.cpu()],
+            novelty_B=-score_B.cpu() / x[0].numel(),
+        )
+
     @torch.no_grad()
     def evidence(self, x: Tensor) -> Evidence:
         """Return scores, features and frozen posterior means of samples scaled to the model."""
         tokens_BND = self.backbone(x)
-        features = [expert.module(tokens_BND) for expert in self._all()]
-        scored = [expert.vae.score(x) for expert in self._all()]
+        features = [expert.features(tokens_BND) for expert in self.ordered]
+        scored = [expert.vae.score(x) for expert in self.ordered]
         means = [mean_BZ for _, mean_BZ in scored[:-1]]
         latent = self.config.vae.latent
         return Evidence(
@@ -107,34 +163,34 @@ class Mixture(nn.Module):
         return scores_BE.masked_fill(barred_E, -torch.inf).argmax(1)
 
     @torch.no_grad()
-    def probabilities(self, evidence: Evidence, routed_B: Tensor, classes: int) -> Tensor:
-        """Return p(y | x) of the routed expert for each sample over all `classes`, [B, K].
+    def probabilities(self, evidence: Evidence, routed_B: Tensor) -> Tensor:
+        """Return p(y | x) of the routed expert for each sample over all classes, [B, K].
 
         Classes the expert has not seen get 0; a row is all 0 where it has seen none.
         """
-        answer_BK = evidence.scores_BE.new_zeros(len(routed_B), classes)
+        answer_BK = evidence.scores_BE.new_zeros(len(routed_B), len(self.classes))
         for index in routed_B.unique().tolist():
             life = self.lives[index]
             if not life.classes:
                 continue
             rows = (routed_B == index).nonzero().squeeze(1)
             features_bED = evidence.features_BED[rows]
-            logits_bk = self.expert(index).logits(features_bED[:, index], features_bED[:, :index])
+            expert = self.ordered[index]
+            logits_bk = expert.logits(features_bED[:, index], features_bED[:, :index])
             columns = torch.tensor(life.classes, device=rows.device)
             answer_BK[rows[:, None], columns] = logits_bk.softmax(1)
         return answer_BK
 
     def show_classes(self, new: list[int], generator: Generator) -> None:
         """Give the active expert's classifier a column for each class of `new`."""
-        if not new:
-            return
         head = self.active.head
         weight_KD = torch.empty(len(new), head.weight_KD.shape[1])
         fill_weight_(weight_KD, generator)
-        head.weight_KD = nn.Parameter(
-            torch.cat([head.weight_KD.data, weight_KD.to(head.weight_KD)])
+        grown_KD = torch.cat([head.weight_KD.detach(), weight_KD.to(head.weight_KD)])
+        head.weight_KD = nn.Parameter(grown_KD)
+        head.bias_K = nn.Parameter(
+            torch.cat([head.bias_K.detach(), head.bias_K.new_zeros(len(new))])
         )
-        head.bias_K = nn.Parameter(torch.cat([head.bias_K.data, head.bias_K.new_zeros(len(new))]))
         self.lives[-1].classes.extend(new)
 
     def expand(self, *, step: int, novelty: float | None, generator: Generator) -> None:
@@ -150,16 +206,21 @@ class Mixture(nn.Module):
         self.active.requires_grad_(True)  # noqa: FBT003
         self.backbone.requires_grad_(len(self.experts) == 1)
 
-    def _add(self, life: Life, generator: Generator) -> None:
-        device = next(self.backbone.parameters()).device
-        before = len(self.experts)
-        expert = initialised(
-            lambda: Expert(self.config, classes=0, frozen_before=before), generator
-        )
-        expert.vae.light_decoder_()
-        self.experts.append(expert.to(device))
-        self.lives.append(life)
+    def copied_lives(self) -> list[Life]:
+        """Return the lives as they are now, not to be changed by what follows."""
+        return [replace(life, classes=list(life.classes)) for life in self.lives]
+
+    def shrink(self, lives: list[Life]) -> None:
+        """Take back an expansion: keep the experts of `lives`, the last one active again."""
+        self.experts = self.experts[: len(lives)]
+        self.lives = lives
+        self.active.forget_memory()
         self.settle()
 
-    def _all(self) -> list[Expert]:
-        return [*self.frozen, self.active]
+    def _add(self, life: Life, generator: Generator) -> None:
+        make = partial(Expert, self.config, classes=0, frozen_before=len(self.experts))
+        expert = initialised(make, generator)
+        expert.vae.light_decoder_()
+        self.experts.append(expert.to(self.device))
+        self.lives.append(life)
+        self.settle()

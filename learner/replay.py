@@ -2,8 +2,10 @@
 
 Beside each raw sample lies what the frozen experts make of it (posterior means and features),
 computed once when it arrives: frozen experts do not change, so neither do these.
-Dimension key: M members, C capacity, J frozen experts, D width, Z latent size, B batch.
+Dimension key: M members, J frozen experts, D width, Z latent size, B batch.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -13,13 +15,25 @@ from learner.samples import UNLABELLED
 from learner.scaler import unit
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryPoint:
+    """What brings the memory back to an earlier moment. Ours."""
+
+    arrays: tuple[Tensor, ...]
+    slots: Tensor
+    rows: tuple[Tensor, ...]
+    count: int
+    cursor: int
+
+
 class WindowMemory:
     """First in, first out, at most `capacity` samples (LEViT); a ring over fixed arrays."""
 
     def __init__(self, config: LearnerConfig, device: torch.device) -> None:
         self.capacity = config.replay.capacity
+        self.input_shape = config.input_shape
         self.latent, self.width = config.vae.latent, config.network.width
-        self.x = torch.zeros(self.capacity, *config.input_shape, dtype=torch.uint8, device=device)
+        self.device = device
         self.y_M = torch.full((self.capacity,), UNLABELLED, device=device)
         self.ids_M2 = torch.zeros(self.capacity, 2, dtype=torch.int64)
         self.clear(frozen=0)
@@ -34,14 +48,19 @@ class WindowMemory:
         return self.count == self.capacity
 
     def clear(self, *, frozen: int) -> None:
-        """Forget all members; from now on `frozen` experts have a say about each sample."""
+        """Forget all members; from now on `frozen` experts have a say about each sample.
+
+        Images are held as uint8 until a float one comes, vectors as float32.
+        """
+        M, dtype = self.capacity, torch.float32 if len(self.input_shape) == 1 else torch.uint8
         self.count = self.cursor = 0
-        self.means_MJZ = self.x.new_zeros(self.capacity, frozen, self.latent, dtype=torch.float32)
-        self.features_MJD = self.x.new_zeros(self.capacity, frozen, self.width, dtype=torch.float32)
+        self.x = torch.zeros(M, *self.input_shape, dtype=dtype, device=self.device)
+        self.means_MJZ = torch.zeros(M, frozen, self.latent, device=self.device)
+        self.features_MJD = torch.zeros(M, frozen, self.width, device=self.device)
 
     def add(
         self, x: Tensor, y_B: Tensor, ids_B2: Tensor, means_BJZ: Tensor, features_BJD: Tensor
-    ) -> list[int]:
+    ) -> range:
         """Take in a mini-batch, dropping the oldest members beyond capacity.
 
         Args:
@@ -55,19 +74,18 @@ class WindowMemory:
         `capacity` of a larger batch.
         """
         kept = range(max(0, len(x) - self.capacity), len(x))
-        if x.dtype != self.x.dtype and x.dtype == torch.float32:
+        if x.dtype == torch.float32:
             self.x = unit(self.x)  # lossless; from now on the window holds floats
-        x = x if x.dtype == self.x.dtype else unit(x)
-        slots = (torch.arange(len(kept)) + self.cursor) % self.capacity
-        self.ids_M2[slots] = ids_B2[kept.start :]
-        slots = slots.to(self.x.device)
-        self.x[slots] = x[kept.start :]
-        self.y_M[slots] = y_B[kept.start :]
-        self.means_MJZ[slots] = means_BJZ[kept.start :]
-        self.features_MJD[slots] = features_BJD[kept.start :]
+        slots, rows = self._slots(len(kept)), slice(kept.start, kept.stop)
+        self.ids_M2[slots] = ids_B2[rows]
+        slots = slots.to(self.device)
+        self.x[slots] = x[rows] if x.dtype == self.x.dtype else unit(x[rows])
+        self.y_M[slots] = y_B[rows]
+        self.means_MJZ[slots] = means_BJZ[rows]
+        self.features_MJD[slots] = features_BJD[rows]
         self.cursor = (self.cursor + len(kept)) % self.capacity
         self.count = min(self.capacity, self.count + len(kept))
-        return list(kept)
+        return kept
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Return n member indexes, [n]: whole passes in random order, the last one partial.
@@ -79,3 +97,23 @@ class WindowMemory:
         passes = -(-n // self.count)
         orders = [torch.randperm(self.count, generator=generator) for _ in range(passes)]
         return torch.cat(orders)[:n]
+
+    def undo_point(self, n: int) -> MemoryPoint:
+        """Return what `undo` needs after a mini-batch of n samples; copies n rows."""
+        slots = self._slots(min(n, self.capacity))
+        arrays = self._arrays()
+        rows = tuple(array[slots.to(array.device)] for array in arrays)
+        return MemoryPoint(arrays, slots, rows, self.count, self.cursor)
+
+    def undo(self, point: MemoryPoint) -> None:
+        """Put the members back to `point`."""
+        self.x, self.y_M, self.ids_M2, self.means_MJZ, self.features_MJD = point.arrays
+        for array, rows in zip(point.arrays, point.rows, strict=True):
+            array[point.slots.to(array.device)] = rows
+        self.count, self.cursor = point.count, point.cursor
+
+    def _slots(self, n: int) -> Tensor:
+        return (torch.arange(n) + self.cursor) % self.capacity
+
+    def _arrays(self) -> tuple[Tensor, ...]:
+        return self.x, self.y_M, self.ids_M2, self.means_MJZ, self.features_MJD

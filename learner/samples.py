@@ -23,7 +23,7 @@ def checked_samples(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         ShapeError: naming what was expected and what came.
     """
     image = len(shape) == 3
-    if len(x) == 0 or tuple(x.shape[1:]) != shape:
+    if x.dim() == 0 or len(x) == 0 or tuple(x.shape[1:]) != shape:
         raise ShapeError(f"expected samples [B, {shape}] with B >= 1, got {tuple(x.shape)}")
     if x.dtype not in ((torch.uint8, torch.float32) if image else (torch.float32,)):
         raise ShapeError(f"expected float32{' or uint8' if image else ''}, got {x.dtype}")
@@ -31,7 +31,7 @@ def checked_samples(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise ShapeError("expected finite values, got NaN or infinity")
     if x.dtype == torch.float32 and image and (x.min() < 0 or x.max() > 1):
         raise ShapeError(f"expected values in [0, 1], got {x.min():g} to {x.max():g}")
-    return x
+    return x.contiguous()  # the bits of a convolution depend on the layout
 
 
 def class_indexes(
@@ -42,14 +42,15 @@ def class_indexes(
     New labels are numbered after the `known` ones, in order of appearance.
 
     Raises:
-        ShapeError: another number of labels than samples, or a negative one.
+        ShapeError: another number of labels than samples, a negative one, or another kind of
+            label than int64, str, or the known ones.
     """
     y_B = torch.full((n,), UNLABELLED)
     if labels is None:
         return y_B, []
-    if len(labels) != n:
-        raise ShapeError(f"expected {n} labels, one per sample, got {len(labels)}")
-    plain: list[Label] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    plain = _plain(labels)
+    if len(plain) != n:
+        raise ShapeError(f"expected {n} labels, one per sample, got {len(plain)}")
     index = {label: k for k, label in enumerate(known)}
     for i, label in enumerate(plain):
         if label in (UNLABELLED, ""):
@@ -57,4 +58,20 @@ def class_indexes(
         if isinstance(label, int) and label < 0:
             raise ShapeError(f"expected labels >= 0, or -1 for none, got {label} at index {i}")
         y_B[i] = index.setdefault(label, len(index))
+    kinds = {type(label).__name__ for label in index}
+    if len(kinds) > 1:
+        raise ShapeError(f"expected one kind of label in a stream, got {' and '.join(kinds)}")
     return y_B, list(index)[len(known) :]
+
+
+def _plain(labels: Tensor | Sequence[object]) -> list[Label]:
+    if isinstance(labels, Tensor):
+        if labels.dtype != torch.int64 or labels.dim() != 1:
+            raise ShapeError(f"expected labels int64 [B], got {labels.dtype} {tuple(labels.shape)}")
+        numbers: list[Label] = labels.tolist()
+        return numbers
+    strings: list[Label] = [label for label in labels if isinstance(label, str)]
+    if len(strings) != len(labels):
+        kinds = {type(label).__name__ for label in labels} - {"str"}
+        raise ShapeError(f"expected labels as int64 or strings, got {' and '.join(kinds)}")
+    return strings

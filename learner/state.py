@@ -2,8 +2,10 @@
 
 Names: `backbone.*`, `experts.{id}.*` (weights and what a frozen encoder knows), `scaler.*`,
 `optimizer.{moment}.{parameter}`, `generator`, `memory.*`. Ours.
+Dimension key: M members of the memory, J frozen experts, D width, Z latent size, V values.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -15,31 +17,33 @@ from learner.config import LearnerConfig
 from learner.errors import StateError
 from learner.expert import Expert, hollow
 from learner.levit import Counts, LEViT
-from learner.mixture import Life
+from learner.mixture import Life, Mixture
 from learner.scaler import Scaler
 from learner.training import Losses
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of one parameter
+_DAMAGE = (KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerState:
     """All that a learner is; `tensors` fit a safetensors file, `values` a JSON file."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     """Views, valid until the learner changes."""
-    values: dict[str, Any]
+    values: Mapping[str, Any]
 
 
 def dump(levit: LEViT) -> LearnerState:
     """Return the whole state; saving changes nothing."""
     mixture, memory = levit.mixture, levit.memory
     tensors = {f"backbone.{name}": t for name, t in mixture.backbone.state_dict().items()}
-    for index, life in enumerate(mixture.lives):
-        weights = mixture.expert(index).state_dict()
-        tensors |= {f"experts.{life.id}.{name}": tensor for name, tensor in weights.items()}
-    tensors |= {"scaler.mean": levit.scaler.mean_V, "scaler.square": levit.scaler.square_V}
-    tensors |= _optimizer_tensors(levit)
+    for expert, life in zip(mixture.ordered, mixture.lives, strict=True):
+        tensors |= {f"experts.{life.id}.{name}": t for name, t in expert.state_dict().items()}
+    tensors |= {"scaler.mean": mixture.scaler.mean_V, "scaler.square": mixture.scaler.square_V}
+    moments = _moments(levit)
+    for name, state in moments.items():
+        tensors |= {f"optimizer.{moment}.{name}": state[moment] for moment in _MOMENTS}
     tensors["generator"] = levit.generator.get_state()
     n = len(memory)
     tensors |= {
@@ -51,13 +55,14 @@ def dump(levit: LEViT) -> LearnerState:
     }
     values = {
         "config": levit.config.to_values(),
-        "classes": list(levit.classes),
+        "classes": list(mixture.classes),
         "experts": [asdict(life) for life in mixture.lives],
+        "optimizer": list(moments),
         "counts": asdict(levit.counts),
         "losses": [levit.losses.cross_entropy, levit.losses.negative_elbo],
         "novelty": levit.novelty,
         "accuracy": {"overall": levit.accuracy.overall, "by_class": levit.accuracy.by_class},
-        "scaler_count": levit.scaler.count,
+        "scaler_count": mixture.scaler.count,
         "memory_cursor": memory.cursor,
         "memory_dtype": str(memory.x.dtype).removeprefix("torch."),
     }
@@ -67,102 +72,122 @@ def dump(levit: LEViT) -> LearnerState:
 def restore(state: LearnerState, *, device: str = "cpu") -> LEViT:
     """Return the learner that `dump` described; continuing is bit-equal to never having stopped.
 
+    It shares nothing with `state`, which may be restored again.
+
     Raises:
-        StateError: naming the tensor that is missing or of another shape.
+        StateError: naming what is missing or of another shape.
     """
-    levit = restore_for_prediction(state, device=device)
+    copies = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    own = LearnerState(copies, state.values)
+    mixture = restore_for_prediction(own, device=device)
     try:
-        _restore_training(levit, state)
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        levit = LEViT(mixture.config, device=device, mixture=mixture)
+        levit.generator.set_state(_take(copies, "generator", levit.generator.get_state()))
+        _restore_counts(levit, state.values)
+        _restore_optimizer(levit, own)
+        _restore_memory(levit, own)
+    except _DAMAGE as error:
         raise StateError(f"the state does not fit its configuration: {error}") from error
     return levit
 
 
-def restore_for_prediction(state: LearnerState, *, device: str = "cpu") -> LEViT:
-    """Return a learner that answers as the dumped one does; its memory and optimiser are fresh.
+def restore_for_prediction(state: LearnerState, *, device: str = "cpu") -> Mixture:
+    """Return the mixture that answers as the dumped learner does; it may share the tensors.
 
     Reads `backbone.*`, `experts.*`, `scaler.*` and the values only.
 
     Raises:
-        StateError: naming the tensor that is missing or of another shape.
+        StateError: naming what is missing or of another shape.
     """
-    values = state.values
+    values, tensors = state.values, state.tensors
     try:
-        levit = LEViT(LearnerConfig.from_values(values["config"]), device=device)
-        levit.classes = list(values["classes"])
-        levit.scaler = Scaler(
+        mixture = Mixture(LearnerConfig.from_values(values["config"]), torch.device(device))
+        mixture.classes = list(values["classes"])
+        fresh = mixture.scaler
+        mixture.scaler = Scaler(
             values["scaler_count"],
-            state.tensors["scaler.mean"].to(levit.device),
-            state.tensors["scaler.square"].to(levit.device),
+            _take(tensors, "scaler.mean", fresh.mean_V).to(mixture.device),
+            _take(tensors, "scaler.square", fresh.square_V).to(mixture.device),
         )
-        _restore_mixture(levit, state)
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        _fill(mixture.backbone, tensors, "backbone.")
+        for index, life in enumerate(values["experts"]):
+            mixture.lives.append(Life(**{**life, "classes": list(life["classes"])}))
+            columns = len(life["classes"])
+            make = partial(Expert, mixture.config, classes=columns, frozen_before=index)
+            mixture.experts.append(_fill(hollow(make), tensors, f"experts.{life['id']}."))
+        mixture.settle()
+        return mixture.to(mixture.device)
+    except _DAMAGE as error:
         raise StateError(f"the state does not fit its configuration: {error}") from error
-    return levit
 
 
-def _restore_mixture(levit: LEViT, state: LearnerState) -> None:
-    mixture = levit.mixture
-    _fill(mixture.backbone, state.tensors, "backbone.", levit.device)
-    mixture.lives = [Life(**life) for life in state.values["experts"]]
-    mixture.experts = nn.ModuleList()
-    for index, life in enumerate(mixture.lives):
-        columns = len(life.classes)
-        expert = hollow(partial(Expert, levit.config, classes=columns, frozen_before=index))
-        _fill(expert, state.tensors, f"experts.{life.id}.", levit.device)
-        mixture.experts.append(expert)
-    mixture.settle()
-
-
-def _fill(
-    network: nn.Module, tensors: dict[str, Tensor], prefix: str, device: torch.device
-) -> None:
-    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> nn.Module:
+    """Give a network without values those under `prefix`, each of its shape and type."""
+    own = {
+        name: _take(tensors, prefix + name, empty) for name, empty in network.state_dict().items()
+    }
     network.load_state_dict(own, assign=True)
-    network.to(device)
+    return network
 
 
-def _restore_training(levit: LEViT, state: LearnerState) -> None:
-    values, tensors, memory = state.values, state.tensors, levit.memory
+def _take(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """Return a tensor if it is there and like another in shape and type.
+
+    Raises:
+        StateError: naming it.
+    """
+    if name not in tensors:
+        raise StateError(f"{name} is missing")
+    found = tensors[name]
+    if (found.shape, found.dtype) != (like.shape, like.dtype):
+        raise StateError(
+            f"expected {name} as {like.dtype} {tuple(like.shape)}, "
+            f"got {found.dtype} {tuple(found.shape)}"
+        )
+    return found
+
+
+def _restore_counts(levit: LEViT, values: Mapping[str, Any]) -> None:
     levit.counts = Counts(**values["counts"])
     levit.losses = Losses(*values["losses"])
     levit.novelty = values["novelty"]
-    levit.accuracy.overall = tuple(values["accuracy"]["overall"])
-    levit.accuracy.by_class = [tuple(counts) for counts in values["accuracy"]["by_class"]]
-    levit.trainer.restart()
-    _restore_optimizer(levit, tensors)
+    right, all_ = values["accuracy"]["overall"]
+    levit.accuracy.overall = (right, all_)
+    levit.accuracy.by_class = [(right, all_) for right, all_ in values["accuracy"]["by_class"]]
+
+
+def _restore_memory(levit: LEViT, state: LearnerState) -> None:
+    memory, tensors = levit.memory, state.tensors
     memory.clear(frozen=len(levit.mixture.frozen))
-    memory.x = memory.x.to(tensors["memory.x"].dtype)
-    n = memory.count = len(tensors["memory.x"])
-    memory.x[:n] = tensors["memory.x"]
-    memory.y_M[:n] = tensors["memory.y"]
-    memory.ids_M2[:n] = tensors["memory.ids"]
-    memory.means_MJZ[:n] = tensors["memory.means"]
-    memory.features_MJD[:n] = tensors["memory.features"]
-    memory.cursor = values["memory_cursor"]
-    levit.generator.set_state(tensors["generator"])
+    memory.x = memory.x.to(getattr(torch, state.values["memory_dtype"]))
+    n = memory.count = len(tensors["memory.y"])
+    memory.x[:n] = _take(tensors, "memory.x", memory.x[:n])
+    memory.y_M[:n] = _take(tensors, "memory.y", memory.y_M[:n])
+    memory.ids_M2[:n] = _take(tensors, "memory.ids", memory.ids_M2[:n])
+    memory.means_MJZ[:n] = _take(tensors, "memory.means", memory.means_MJZ[:n])
+    memory.features_MJD[:n] = _take(tensors, "memory.features", memory.features_MJD[:n])
+    memory.cursor = state.values["memory_cursor"]
 
 
 def _named_learning_parameters(levit: LEViT) -> dict[str, nn.Parameter]:
-    mixture, active = levit.mixture, levit.mixture.active
+    mixture = levit.mixture
     shared = {} if mixture.frozen else dict(mixture.backbone.named_parameters(prefix="backbone"))
-    return shared | dict(active.named_parameters(prefix="expert"))
+    return shared | dict(mixture.active.named_parameters(prefix="expert"))
 
 
-def _optimizer_tensors(levit: LEViT) -> dict[str, Tensor]:
+def _moments(levit: LEViT) -> dict[str, dict[str, Tensor]]:
+    """Return what the optimiser keeps, by parameter; nothing before its first gradient."""
     state = levit.trainer.optimizer.state
-    return {
-        f"optimizer.{moment}.{name}": value
-        for name, parameter in _named_learning_parameters(levit).items()
-        for moment, value in state.get(parameter, {}).items()
-    }
+    named = _named_learning_parameters(levit).items()
+    return {name: state[parameter] for name, parameter in named if state.get(parameter)}
 
 
-def _restore_optimizer(levit: LEViT, tensors: dict[str, Tensor]) -> None:
-    optimizer = levit.trainer.optimizer
-    for name, parameter in _named_learning_parameters(levit).items():
-        names = {moment: f"optimizer.{moment}.{name}" for moment in _MOMENTS}
-        if any(saved in tensors for saved in names.values()):  # none before its first gradient
-            optimizer.state[parameter] = {
-                moment: tensors[saved].clone().to(levit.device) for moment, saved in names.items()
-            }
+def _restore_optimizer(levit: LEViT, state: LearnerState) -> None:
+    named = _named_learning_parameters(levit)
+    for name in state.values["optimizer"]:
+        parameter = named[name]
+        likes = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+        levit.trainer.optimizer.state[parameter] = {
+            moment: _take(state.tensors, f"optimizer.{moment}.{name}", like).to(levit.device)
+            for moment, like in likes.items()
+        }

@@ -1,7 +1,7 @@
 """Optimiser steps on the active expert: cross-entropy + beta x negative ELBO (LEViT).
 
-Adam, as in the paper. Losses and gradients are checked before each step; a run of several steps can
-be undone.
+Adam, as in the paper. Losses and gradients are checked before each step, and all steps since an
+`UndoPoint` can be undone.
 Dimension key: B samples of a step, J frozen experts, D width, K classes of the active expert.
 """
 
@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from learner.config import TrainingConfig
 from learner.errors import NonFiniteError
-from learner.mixture import Mixture
+from learner.mixture import Life, Mixture
 
 IGNORED = -100  # the target of an unlabelled sample in PyTorch's cross-entropy
 
@@ -34,21 +34,22 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Means over all samples of the steps, nats per sample."""
+    """Means over the samples of one `observe`, replayed ones included, nats per sample."""
 
-    cross_entropy: float
+    cross_entropy: float | None
+    """Over the labelled samples; None where there was none."""
     negative_elbo: float
 
 
 @dataclass(frozen=True, slots=True)
 class UndoPoint:
-    """What brings the active expert and its optimiser back to an earlier moment. Ours."""
+    """What brings mixture and optimiser back to an earlier moment. Ours."""
 
+    lives: list[Life]
     head: tuple[nn.Parameter, nn.Parameter]
-    classes: list[int]
-    moments: dict[Tensor, dict[str, Any]]
+    optimizer: torch.optim.Adam
     weights: list[tuple[nn.Parameter, Tensor]]
-    """Copies of the weights, empty where a single step needs none."""
+    moments: dict[Tensor, dict[str, Any]]
 
 
 class Trainer:
@@ -66,44 +67,41 @@ class Trainer:
 
     def show_classes(self, new: list[int], generator: Generator) -> None:
         """Widen the active classifier by the classes `new`, and the optimiser's moments with it."""
+        if not new:
+            return
         old = list(self.mixture.active.head.parameters())
         self.mixture.show_classes(new, generator)
         for before, after in zip(old, self.mixture.active.head.parameters(), strict=True):
-            if before is after:
-                continue
             moments = self.optimizer.state.pop(before, {})
-            missing = len(after) - len(before)
             self.optimizer.state[after] = {
-                name: value if name == "step" else _padded(value, missing)
+                name: value if name == "step" else _padded(value, len(new))
                 for name, value in moments.items()
             }
         self.optimizer.param_groups[0]["params"] = self.mixture.learning_parameters()
 
-    def undo_point(self, *, steps: int) -> UndoPoint:
-        """Return what `undo` needs after a run of at most `steps` steps.
-
-        A single step changes nothing before its check, so only longer runs copy the weights.
-        """
-        expert, several = self.mixture.active, steps > 1
-        moments = {
-            parameter: {name: value.clone() if several else value for name, value in state.items()}
-            for parameter, state in self.optimizer.state.items()
-        }
-        parameters = self.mixture.learning_parameters() if several else []
+    def undo_point(self) -> UndoPoint:
+        """Return what `undo` needs; copies the active expert and its moments, 2 % of a step."""
+        expert = self.mixture.active
+        parameters = self.mixture.learning_parameters()
         return UndoPoint(
+            lives=self.mixture.copied_lives(),
             head=(expert.head.weight_KD, expert.head.bias_K),
-            classes=list(self.mixture.lives[-1].classes),
-            moments=moments,
+            optimizer=self.optimizer,
             weights=[(parameter, parameter.detach().clone()) for parameter in parameters],
+            moments={
+                parameter: {name: value.clone() for name, value in state.items()}
+                for parameter, state in self.optimizer.state.items()
+            },
         )
 
     @torch.no_grad()
     def undo(self, point: UndoPoint) -> None:
-        """Put classifier, weights and optimiser back to `point`."""
+        """Put experts, classifier, weights and optimiser back to `point`."""
+        self.mixture.shrink(point.lives)
         self.mixture.active.head.weight_KD, self.mixture.active.head.bias_K = point.head
-        self.mixture.lives[-1].classes = point.classes
         for parameter, weights in point.weights:
             parameter.copy_(weights)
+        self.optimizer = point.optimizer
         self.optimizer.state.clear()
         self.optimizer.state.update(point.moments)
         self.optimizer.param_groups[0]["params"] = self.mixture.learning_parameters()
@@ -120,7 +118,7 @@ class Trainer:
             sums[0] += cross_entropy * n_labelled
             sums[1] += negative_elbo * len(step.x)
             samples, labelled = samples + len(step.x), labelled + n_labelled
-        return Losses(sums[0] / max(1, labelled), sums[1] / max(1, samples))
+        return Losses(sums[0] / labelled if labelled else None, sums[1] / samples)
 
     def _step(self, step: Step, generator: Generator) -> tuple[float, float, int]:
         expert, parameters = self.mixture.active, self.mixture.learning_parameters()
@@ -130,7 +128,7 @@ class Trainer:
         n_labelled = int((step.column_B != IGNORED).sum())
         cross_entropy = negative_elbo.new_zeros(())
         if n_labelled:
-            own_BD = expert.module(self.mixture.backbone(step.x))
+            own_BD = expert.features(self.mixture.backbone(step.x))
             logits_BK = expert.logits(own_BD, step.frozen_BJD)
             cross_entropy = F.cross_entropy(logits_BK, step.column_B, ignore_index=IGNORED)
         self.optimizer.zero_grad()

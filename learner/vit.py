@@ -120,6 +120,6 @@ def backbone(input_shape: tuple[int, ...], config: NetworkConfig) -> PatchBackbo
     return kind(input_shape, config)
 
 
-def module(config: NetworkConfig) -> AttentionModule | DenseModule:
+def feature_module(config: NetworkConfig) -> AttentionModule | DenseModule:
     """Return one expert's own module A_k of this kind, not yet initialised."""
     return AttentionModule(config) if config.kind == "vit" else DenseModule(config)

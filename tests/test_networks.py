@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from learner import ConfigError, LearnerConfig, LEViT, paper
@@ -86,10 +86,13 @@ def test_likelihoods_prefer_the_truth() -> None:
 
 
 def test_first_weights_come_from_the_generator_alone() -> None:
-    def weights() -> list[torch.Tensor]:
-        return list(initialised(lambda: Block(20, heads=4, hidden=30), _generator()).parameters())
+    def weights(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        block = initialised(lambda: Block(20, heads=4, hidden=30), generator)
+        return torch.cat([parameter.detach().flatten() for parameter in block.parameters()])
 
-    assert all(torch.equal(a, b) for a, b in zip(weights(), weights(), strict=True))
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
 
 
 def test_gate_weighs_the_frozen_expert_that_its_query_matches() -> None:
@@ -160,11 +163,17 @@ def test_paper_sizes_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": -1.0}, "threshold must be > 0, got -1.0"),
+        ({"threshold": -1.0}, "threshold must be > 0 and finite, got -1.0"),
         ({"capacity": 1}, "capacity must be >= 2, got 1"),
         ({"per_batch": -1}, "per_batch must be >= 0, got -1"),
-        ({"learning_rate": -0.1}, "learning_rate must be > 0, got -0.1"),
+        ({"learning_rate": -0.1}, "learning_rate must be > 0 and <= 1, got -0.1"),
         ({"max_experts": 0}, "max_experts must be >= 1, got 0"),
+        ({"capacity": 0}, "capacity must be >= 2, got 0"),
+        ({"threshold": 0.0}, "threshold must be > 0 and finite, got 0.0"),
+        ({"threshold": float("inf")}, "threshold must be > 0 and finite, got inf"),
+        ({"learning_rate": float("inf")}, "learning_rate must be > 0 and <= 1, got inf"),
+        ({"patch": 0}, "patch must be >= 1, got 0"),
+        ({"patch": 9}, "patch must be <= 8, the shorter side, got 9"),
     ],
     ids=str,
 )
@@ -173,6 +182,12 @@ def test_bad_hyper_parameter_is_named_with_bound_and_value(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         paper((1, 8, 8), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(), (1, 8), (1, 0, 8), (0,)], ids=str)
+def test_bad_input_shape_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="input_shape must be"):
+        paper(shape)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

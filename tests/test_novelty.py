@@ -41,17 +41,14 @@ def test_memory_that_an_expert_was_frozen_with_is_not_novel_to_it() -> None:
 def test_same_distribution_gives_about_three_over_the_members_in_any_unit() -> None:
     generator = torch.Generator().manual_seed(2)
     unit = torch.logspace(-4, 3, 50)
-    known_mean, known_deviation = torch.zeros(1, 50), unit[None]
 
-    values = [
-        novelty(
-            (torch.randn(500, 50, generator=generator) * unit)[:, None], known_mean, known_deviation
-        )
-        for _ in range(20)
-    ]
+    values = []
+    for _ in range(50):
+        known, today = (torch.randn(500, 1, 50, generator=generator) * unit for _ in range(2))
+        mean, deviation = latent_statistics(known)
+        values.append(novelty(today, mean, deviation))
 
-    # E (mean / s)^2 = 1 / M and E (deviation / s - 1)^2 = 1 / 2M against exact known values.
-    assert 1.2 / 500 < sum(values) / 20 < 1.8 / 500
+    assert 2.8 / 500 < sum(values) / 50 < 3.2 / 500
 
 
 def test_latent_value_that_never_moved_does_not_divide_by_zero() -> None:
@@ -64,7 +61,7 @@ def _novelties(classes: list[int]) -> tuple[list[float], list[int]]:
     """Return the novelty after each mini-batch, and the steps of expansion."""
     config = paper((1, 8, 8), capacity=40, per_batch=118, threshold=1e9, learning_rate=3e-3)
     levit, source = LEViT(config), Shift(config.input_shape)
-    reports = [levit.observe(source.draw(k, BATCH), torch.full((BATCH,), k)) for k in classes]
+    reports = [levit.observe(source.of(k, BATCH), torch.full((BATCH,), k)) for k in classes]
     return (
         [r.novelty for r in reports if r.novelty is not None],
         [r.step for r in reports if r.expanded],

@@ -14,7 +14,7 @@ def _memory(capacity: int = 10) -> WindowMemory:
     return WindowMemory(paper((3,), capacity=capacity), torch.device("cpu"))
 
 
-def _add(memory: WindowMemory, values: list[int]) -> list[int]:
+def _add(memory: WindowMemory, values: list[int]) -> range:
     n, frozen = len(values), memory.means_MJZ.shape[1]
     return memory.add(
         torch.tensor(values, dtype=torch.float32)[:, None].expand(n, 3),
@@ -33,7 +33,7 @@ def test_window_holds_the_newest_samples_in_every_array(sizes: list[int]) -> Non
         batch = list(range(len(sent), len(sent) + size))
         added = _add(memory, batch)
         sent += batch
-        assert added == list(range(max(0, size - 10), size))
+        assert added == range(max(0, size - 10), size)
 
     newest = sorted(sent[-10:])
     n = len(memory)

@@ -20,7 +20,7 @@ from tests.metric_families import families
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SOURCES = sorted([*ROOT.glob("learner/**/*.py"), *ROOT.glob("service/**/*.py")])
-LONG_MODULES = {"learner/levit.py": "the whole algorithm, to be read top to bottom"}
+LONG_MODULES: dict[str, str] = {}
 """Modules over 300 lines, each with its reason."""
 MOST_LINES = 300
 
@@ -154,6 +154,7 @@ FRONT_DOOR = [
     "LearnerConfig",
     "LearnerError",
     "LearnerState",
+    "Mixture",
     "NonFiniteError",
     "ObserveReport",
     "Prediction",

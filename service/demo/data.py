@@ -20,6 +20,7 @@ DIGITS = "digits"
 DIGITS_SETTINGS: Mapping[str, object] = {
     "capacity": 150,
     "patch": 2,
+    "learning_rate": 1e-3,
     "replay_per_batch": 1270,
     "snapshot_interval_s": 0.5,
 }

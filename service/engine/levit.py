@@ -5,6 +5,7 @@ Dimension key: B batch, C channels, H height, W width, M replay members.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ class LevitEngines:
     def __init__(self, *, threads: int) -> None:
         """Fix the number of CPU threads, before the first tensor; the bits depend on it."""
         torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = False  # scores of GPU and CPU must route alike
 
     def create(self, settings: Settings, schema: InputSchema) -> "LevitEngine":
         """Return a fresh engine for samples of `schema`.
@@ -54,16 +56,16 @@ class LevitEngines:
             SettingsError: a learner setting differs from the one the state was made with.
             CorruptState: an array is missing or has another shape.
         """
-        schema = InputSchema.parse(state.values["schema"])
-        _require_equal(state.values["config"], _config(settings, schema).to_values())
-        tensors = _tensors(state)
-        tensors["memory.ids"] = torch.from_numpy(state.members)
-        tensors[_PAYLOAD] = _payloads(members, schema, state.values["memory_dtype"])
         try:
-            whole = learner.LearnerState(tensors, dict(state.values))
+            schema = InputSchema.parse(state.values["schema"])
+            _require_equal(state.values["config"], _config(settings, schema).to_values())
+            tensors = _tensors(state)
+            tensors["memory.ids"] = torch.from_numpy(state.members)
+            tensors[_PAYLOAD] = _payloads(members, schema, state.values["memory_dtype"])
+            whole = learner.LearnerState(tensors, state.values)
             return LevitEngine(learner.restore(whole, device=_device(settings.device)), schema)
-        except learner.StateError as error:
-            raise CorruptState(str(error)) from error
+        except (learner.StateError, KeyError, ValueError) as error:
+            raise CorruptState(f"the checkpoint cannot be restored: {error}") from error
 
     def predictor(self, state: EngineState) -> "LevitPredictor":
         """Return a predictor on the CPU.
@@ -71,12 +73,12 @@ class LevitEngines:
         Raises:
             CorruptState: an array is missing or has another shape.
         """
-        schema = InputSchema.parse(state.values["schema"])
-        whole = learner.LearnerState(_tensors(state), dict(state.values))
         try:
+            schema = InputSchema.parse(state.values["schema"])
+            whole = learner.LearnerState(_tensors(state), state.values)
             return LevitPredictor(learner.restore_for_prediction(whole), schema)
-        except learner.StateError as error:
-            raise CorruptState(str(error)) from error
+        except (learner.StateError, KeyError, ValueError) as error:
+            raise CorruptState(f"the snapshot cannot be served: {error}") from error
 
 
 class LevitEngine:
@@ -133,7 +135,8 @@ class LevitEngine:
         """Return what can be watched."""
         levit = self._levit
         counts, memory = levit.counts, levit.memory
-        held = torch.bincount(memory.y_M[: len(memory)] + 1, minlength=len(levit.classes) + 1)
+        known = levit.mixture.classes
+        held = torch.bincount(memory.y_M[: len(memory)] + 1, minlength=len(known) + 1)
         experts = _expert_infos(levit)
         shared = sum(p.numel() for p in levit.mixture.backbone.parameters())
         return Summary(
@@ -141,7 +144,7 @@ class LevitEngine:
             samples_learned=counts.samples,
             samples_labelled=counts.labelled,
             samples_correct=counts.correct,
-            classes=tuple(levit.classes),
+            classes=tuple(known),
             experts=experts,
             expansions=counts.expansions,
             expansions_refused={"max_experts": counts.refused_max_experts},
@@ -159,11 +162,11 @@ class LevitEngine:
 
 
 class LevitPredictor:
-    """A `service.engine.protocol.Predictor` around one LEViT that never learns again."""
+    """A `service.engine.protocol.Predictor` around one mixture that never learns again."""
 
-    def __init__(self, levit: learner.LEViT, schema: InputSchema) -> None:
-        """Take over a learner that nobody changes any more."""
-        self._levit = levit
+    def __init__(self, mixture: learner.Mixture, schema: InputSchema) -> None:
+        """Take over a mixture that nobody changes any more."""
+        self._mixture = mixture
         self._schema = schema
 
     @property
@@ -173,7 +176,7 @@ class LevitPredictor:
 
     def predict(self, x: Array) -> Prediction:
         """Return the answers for samples [B, *schema.shape], uint8 or float32."""
-        answer = self._levit.predict(_tensor(x))
+        answer = self._mixture.predict(_tensor(x))
         return Prediction(
             classes=answer.classes,
             probabilities=answer.probabilities_BK.numpy(),
@@ -251,14 +254,14 @@ def _tensors(state: EngineState) -> dict[str, Tensor]:
 
 
 def _losses(levit: learner.LEViT) -> dict[str, float]:
-    losses = levit.losses
-    return {"cross_entropy": losses.cross_entropy, "negative_elbo": losses.negative_elbo}
+    terms = asdict(levit.losses)
+    return {name: value for name, value in terms.items() if value is not None}
 
 
 def _expert_infos(levit: learner.LEViT) -> tuple[ExpertInfo, ...]:
     infos = []
     for index, life in enumerate(levit.mixture.lives):
-        weights = list(levit.mixture.expert(index).parameters())
+        weights = list(levit.mixture.ordered[index].parameters())
         infos.append(
             ExpertInfo(
                 id=life.id,
@@ -267,7 +270,7 @@ def _expert_infos(levit: learner.LEViT) -> tuple[ExpertInfo, ...]:
                 frozen_step=life.frozen_step,
                 novelty=life.novelty,
                 samples=life.samples,
-                classes=tuple(levit.classes[k] for k in life.classes),
+                classes=tuple(levit.mixture.classes[k] for k in life.classes),
                 parameters=sum(p.numel() for p in weights),
                 bytes=sum(p.nbytes for p in weights),
             )

@@ -42,12 +42,12 @@ class ObserveReport:
     correct: int
     """Labelled samples predicted right before they were learned (test-then-train)."""
     novelty: float | None
-    """The memory's novelty after this entry; None while the memory is not full."""
+    """The memory's novelty when it was last measured; None while the memory is not full."""
     expanded: bool
     """Whether the mixture expanded after this entry."""
     loss: Mapping[str, float]
-    """Mean of the loss terms over the entry's training samples, in nats: `cross_entropy`,
-    `negative_elbo`."""
+    """Mean of the loss terms over the entry's training samples, in nats: `negative_elbo`, and
+    `cross_entropy` over those with a label, absent where there was none."""
     added: Sequence[int]
     """Indexes into the batch of the samples that are now in the replay memory."""
 
