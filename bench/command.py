@@ -18,6 +18,10 @@ from service.inputs import InputSchema
 from service.settings import Settings
 
 
+class NotMeasured(Exception):
+    """What was to be measured did not happen, so there are no numbers."""
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options that every benchmark has."""
     options = argparse.ArgumentParser(
@@ -40,10 +44,10 @@ def write_numbers(chosen: argparse.Namespace, numbers: object) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a benchmark; a user's mistake becomes one line and exit code 2."""
+    """Run a benchmark; what keeps it from its numbers becomes one line and exit code 1."""
     try:
         main()
-    except (SettingsError, BadDataFile, ApiError) as error:
+    except (SettingsError, BadDataFile, ApiError, NotMeasured) as error:
         sys.exit(f"bench: {error}")
 
 

@@ -4,8 +4,9 @@
 
 One thread observes batches in class order, ahead of what is learned; others predict one image
 each, over and over, each on a connection of its own: a closed loop. Latency is what the
-client sees, from the first byte sent to the last byte read. The load shares the machine with the
-service unless --url says otherwise.
+client sees, from the first byte sent to the last byte read, of requests that got their answer;
+refusals, time-outs and lost connections are counted as errors. The load shares the machine with
+the service unless --url says otherwise.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import http.client
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from urllib.parse import urlsplit
@@ -31,6 +33,12 @@ AHEAD = 200
 """Batches that are sent ahead of the served model: enough that the worker never idles."""
 BODIES = 64
 """Different images that each predicting thread goes through."""
+FIRST_MODEL_S = 120
+"""Longest wait for the first model."""
+TIMEOUT_S = 30
+"""Longest wait for one answer."""
+PAUSE_S = 0.1
+"""Wait after a lost connection, so that a service that is away is not hammered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +47,11 @@ class Result:
 
     concurrency: int
     seconds: float
-    requests: int
+    answered: int
+    """Requests answered with 200; rate and latencies are theirs."""
     errors: int
-    requests_per_s: float
+    """Requests refused, timed out or cut off."""
+    answered_per_s: float
     p50_ms: float
     p90_ms: float
     p99_ms: float
@@ -65,19 +75,28 @@ class Load:
     def predict(self, bodies: list[bytes]) -> None:
         """Predict the bodies in turn until told to stop."""
         where = urlsplit(self.address)
-        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=30)
-        turn = 0
-        while not self.stop.is_set():
-            started = time.perf_counter()
-            headers = {"Content-Type": self.body_type}
-            connection.request("POST", "/predict", bodies[turn % len(bodies)], headers)
-            answer = connection.getresponse()
-            said = answer.read()
-            self.latencies_s.append(time.perf_counter() - started)
-            if answer.status != http.client.OK:
-                self.errors.append(f"{answer.status} {said[:200]!r}")
-            turn += 1
+        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)
+        for body in cycle(bodies):
+            if self.stop.is_set():
+                break
+            try:
+                self._predict_one(connection, body)
+            except (OSError, http.client.HTTPException) as lost:
+                self.errors.append(f"{type(lost).__name__}: {lost}")
+                connection.close()  # the next request connects anew
+                self.stop.wait(PAUSE_S)
         connection.close()
+
+    def _predict_one(self, connection: http.client.HTTPConnection, body: bytes) -> None:
+        started = time.perf_counter()
+        connection.request("POST", "/predict", body, {"Content-Type": self.body_type})
+        answer = connection.getresponse()
+        said = answer.read()
+        elapsed_s = time.perf_counter() - started
+        if answer.status == http.client.OK:
+            self.latencies_s.append(elapsed_s)
+        else:
+            self.errors.append(f"{answer.status} {said[:200]!r}")
 
 
 def observe_forever(address: str, data: DemoData, stop: threading.Event) -> None:
@@ -104,36 +123,46 @@ def spell(images: Array, body_type: str) -> list[bytes]:
 
 
 def measure(options: argparse.Namespace, data: DemoData) -> Result:
-    """Return the latencies of `options.seconds` of load; training runs before it and during it."""
+    """Return the latencies of `options.seconds` of load; training runs before it and during it.
+
+    Raises:
+        NotMeasured: no request was answered, or nothing was learned meanwhile.
+        ApiError: the service refuses to observe, or is away.
+    """
     stop = threading.Event()
-    observer = threading.Thread(target=observe_forever, args=(options.url, data, stop))
-    observer.start()
     load = Load(options.url, options.body_type)
-    try:
-        with Client(options.url, retry_s=120) as client:
-            client.predict(data.x_test[:1])  # waits for the first model
+    with ThreadPoolExecutor(1) as pool, Client(options.url) as client:
+        observing = pool.submit(observe_forever, options.url, data, stop)
+        try:
+            with Client(options.url, retry_s=FIRST_MODEL_S) as patient:
+                patient.predict(data.x_test[:1])
             time.sleep(options.warm_up)
             before = client.experts()
             elapsed_s = _run(load, options, data)
             after = client.experts()
-    finally:
-        stop.set()
-        observer.join()
+        finally:
+            stop.set()
+            observing.result()  # raises what ended it, if anything did
     for error in sorted(set(load.errors))[:3]:
         Console(stderr=True).print(error, markup=False)
+    learned = after["samples_learned"] - before["samples_learned"]
+    if not load.latencies_s:
+        raise command.NotMeasured(f"none of {len(load.errors)} requests was answered with 200")
+    if learned == 0:
+        raise command.NotMeasured("nothing was learned meanwhile, so these latencies are idle ones")
     times_ms = np.array(load.latencies_s) * 1000
     p50, p90, p99 = np.percentile(times_ms, [50, 90, 99])
     return Result(
         concurrency=options.concurrency,
         seconds=round(elapsed_s, 1),
-        requests=len(times_ms),
+        answered=len(times_ms),
         errors=len(load.errors),
-        requests_per_s=round(len(times_ms) / elapsed_s, 1),
+        answered_per_s=round(len(times_ms) / elapsed_s, 1),
         p50_ms=round(p50, 1),
         p90_ms=round(p90, 1),
         p99_ms=round(p99, 1),
         max_ms=round(times_ms.max(), 1),
-        samples_learned=after["samples_learned"] - before["samples_learned"],
+        samples_learned=learned,
         models_served=after["model_version"] - before["model_version"],
         experts=len(after["experts"]),
     )
@@ -143,18 +172,17 @@ def _run(load: Load, options: argparse.Namespace, data: DemoData) -> float:
     """Predict from all threads for a while; return the seconds it took."""
     images = data.x_test[np.linspace(0, len(data.x_test) - 1, BODIES).astype(int)]
     bodies = spell(images, load.body_type)
-    threads = [
-        threading.Thread(target=load.predict, args=(bodies[i % BODIES :] + bodies[: i % BODIES],))
-        for i in range(options.concurrency)
-    ]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    time.sleep(options.seconds)
-    load.stop.set()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - started
+    with ThreadPoolExecutor(options.concurrency) as pool:
+        started = time.perf_counter()
+        predicting = [
+            pool.submit(load.predict, bodies[i % BODIES :] + bodies[: i % BODIES])
+            for i in range(options.concurrency)
+        ]
+        time.sleep(options.seconds)
+        load.stop.set()
+        for thread in predicting:
+            thread.result()  # raises what ended it, if anything did
+        return time.perf_counter() - started
 
 
 def parse_options() -> argparse.Namespace:

@@ -2,11 +2,13 @@
 
     LEVIT_DATA=... python -m bench.throughput --data mnist
 
-Three ways, in turns, the same samples and the same number of threads:
-  direct   `LEViT.observe` called in a loop: what the learner can do at most
+Three ways, in turns, the same samples, settings (those of the environment, on the CPU) and number
+of threads; none counts the start of a process:
+  direct   the learner behind one thin call, `LevitEngine.observe` in a loop: what it can do at most
   drain    the worker's own loop on a filled log, in this process, on a real Redis with fsync on
            every write: reading, checking, counting, checkpoints, replay write-through, snapshots
-  http     `levit serve` with one client that posts batch after batch, until all is learned
+  http     `levit serve` with one client that posts batch after batch, until all is learned; from
+           the second batch on, as the first only shows that both processes are up
 Quoted is the median of the ratio drain / direct over the turns.
 """
 
@@ -25,17 +27,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import learner
 from bench import command
 from service.client import Client
 from service.engine.levit import LevitEngines
 from service.engine.protocol import Array
+from service.inputs import InputSchema
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.store.server import EmbeddedServer
@@ -65,65 +66,58 @@ def measure(x: Array, y: Array, *, batch: int, threads: int, turns: int) -> Resu
     batches = [(x[i : i + batch], y[i : i + batch]) for i in range(0, len(x), batch)]
     direct, drain = [], []
     for _ in track(range(turns), description=f"batches of {batch}"):
-        direct.append(len(x) / _direct(batches))
+        direct.append(len(x) / _direct(batches, threads))
         drain.append(len(x) / _drain(batches, threads))
     http, experts = _http(batches, threads)
     return Result(
         batch=batch,
         samples=len(x),
-        replayed_per_batch=Settings.read().replay_per_batch,
+        replayed_per_batch=_settings(threads).replay_per_batch,
         threads=threads,
         turns=turns,
         direct=statistics.median(direct),
         drain=statistics.median(drain),
         drain_over_direct=statistics.median(b / a for a, b in zip(direct, drain, strict=True)),
-        http=len(x) / http,
+        http=http,
         experts=experts,
     )
 
 
-def _direct(batches: Batches) -> float:
+def _settings(threads: int, **places: object) -> Settings:
+    """Return what all three ways obey."""
+    fixed = {"device": "cpu", "worker_threads": threads, "worker_metrics_port": 0}
+    return Settings.read(max_backlog=10**9, **fixed, **places)
+
+
+def _direct(batches: Batches, threads: int) -> float:
     """Return the seconds that the learner needs by itself."""
-    settings = Settings.read()
-    levit = learner.LEViT(
-        learner.paper(
-            tuple(command.as_tensor(batches[0][0]).shape[1:]),
-            threshold=settings.threshold,
-            capacity=settings.capacity,
-            per_batch=settings.replay_per_batch,
-            learning_rate=settings.learning_rate,
-        )
-    )
+    schema = InputSchema.of(batches[0][0])
+    engine = LevitEngines(threads=threads).create(_settings(threads), schema)
     started_at = time.perf_counter()
-    for x, y in batches:
-        levit.observe(command.as_tensor(x), torch.from_numpy(y))
+    for number, (x, y) in enumerate(batches, start=1):
+        engine.observe(number, schema.canonical(x), y)
     return time.perf_counter() - started_at
 
 
 @contextmanager
-def _filled_log(batches: Batches) -> Iterator[Settings]:
+def _filled_log(batches: Batches, threads: int) -> Iterator[Settings]:
     """Start a server whose log holds all batches; yield the settings of its state directory."""
-    with tempfile.TemporaryDirectory() as home, _api(Path(home), batches) as settings:
-        yield settings
-
-
-@contextmanager
-def _api(home: Path, batches: Batches) -> Iterator[Settings]:
-    settings = Settings.read(state_dir=home, max_backlog=10**9, worker_metrics_port=0)
-    server = EmbeddedServer(settings)
-    server.start()
-    try:
-        with _process("api", settings, _free_port()) as client:
-            for x, y in batches:
-                client.observe(x, y)
-        yield settings
-    finally:
-        server.stop()
+    with tempfile.TemporaryDirectory() as home:
+        settings = _settings(threads, state_dir=Path(home))
+        server = EmbeddedServer(settings)
+        server.start()
+        try:
+            with _process("api", settings, _free_port()) as client:
+                for x, y in batches:
+                    client.observe(x, y)
+            yield settings
+        finally:
+            server.stop()
 
 
 def _drain(batches: Batches, threads: int) -> float:
     """Return the seconds that the worker's loop needs for a filled log, its last save included."""
-    with _filled_log(batches) as settings:
+    with _filled_log(batches, threads) as settings:
         worker = Worker(settings, LevitEngines(threads=threads), WorkerMetrics(CollectorRegistry()))
         done = threading.Event()
 
@@ -144,10 +138,9 @@ def _drain(batches: Batches, threads: int) -> float:
 
 
 def _http(batches: Batches, threads: int) -> tuple[float, int]:
-    """Return the seconds from the first request until all is learned, and the experts."""
+    """Return samples per second from the second request until all is learned, and the experts."""
     with tempfile.TemporaryDirectory() as home:
-        options = {"max_backlog": 10**9, "worker_metrics_port": 0, "worker_threads": threads}
-        settings = Settings.read(state_dir=Path(home), **options)
+        settings = _settings(threads, state_dir=Path(home))
         with _process("serve", settings, _free_port()) as client:
             # The first model says that both processes have imported torch.
             client.wait_until_learned(client.observe(*batches[0]), timeout_s=120)
@@ -155,7 +148,8 @@ def _http(batches: Batches, threads: int) -> tuple[float, int]:
             receipts = [client.observe(x, y) for x, y in batches[1:]]
             client.wait_until_learned(receipts[-1], timeout_s=3600)
             elapsed_s = time.perf_counter() - started_at
-            return elapsed_s, len(client.experts()["experts"])
+            samples = sum(receipt.n for receipt in receipts)
+            return samples / elapsed_s, len(client.experts()["experts"])
 
 
 @contextmanager
@@ -191,9 +185,10 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=3, help="turns of direct and drain")
     options.add_argument("--threads", type=int, default=1, help="CPU threads of the learner")
     chosen = options.parse_args()
-    torch.set_num_threads(chosen.threads)
     data = command.data_of(chosen, samples=chosen.samples)
     x, y = data.x_train, data.y_train.astype(np.int64)
+    if len(x) <= max(chosen.batch):
+        options.error(f"expected more than one batch, got {len(x)} samples in all")
     results = [
         measure(x, y, batch=batch, threads=chosen.threads, turns=chosen.turns)
         for batch in chosen.batch
