@@ -15,6 +15,7 @@ from service.store.directory import StoredDirectory
 from service.store.entry import BatchStatus
 from service.store.read import Outcome
 from service.store.snapshots import SnapshotReader, SnapshotWriter
+from service.worker import checkpoints as checkpoints_module
 from service.worker.checkpoints import Checkpoints, Progress
 from tests.log_entries import digest
 
@@ -234,13 +235,46 @@ def test_what_a_crashed_writer_left_is_removed(state_dir: Path) -> None:
     assert len(list(checkpoints.newest_first())) == 1
 
 
-def test_another_number_of_threads_is_named(state_dir: Path) -> None:
-    write(Checkpoints(Settings(state_dir=state_dir, worker_threads=1)), 1)
+@pytest.mark.parametrize(
+    ("name", "was", "now"), [("worker_threads", 1, 2), ("device", "cpu", "auto")]
+)
+def test_another_setting_that_changes_bits_is_named(
+    state_dir: Path, name: str, was: object, now: object
+) -> None:
+    write(Checkpoints(Settings.read(state_dir=state_dir, **{name: was})), 1)
 
-    later = Checkpoints(Settings(state_dir=state_dir, worker_threads=2))
+    later = Checkpoints(Settings.read(state_dir=state_dir, **{name: now}))
     later.read(next(later.newest_first()))
 
-    assert later.other_environment() == {"threads": 1}
+    assert later.other_environment() == {name.removeprefix("worker_"): was}
+
+
+@pytest.mark.parametrize(
+    ("cpu_info", "capability"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx512f avx2 sse\n", "avx2 avx512f"),
+        ("processor : 0\nflags\t\t: fpu avx avx2 sse\n", "avx2"),
+        ("processor : 0\nflags\t\t: fpu sse avx2_lookalike\n", "baseline"),
+        ("processor : 0\nFeatures\t: fp asimd\n", "unknown"),
+        (None, "unknown"),
+    ],
+    ids=["avx512", "avx2", "baseline", "unlisted", "absent"],
+)
+def test_another_cpu_capability_is_named(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, cpu_info: str | None, capability: str
+) -> None:
+    settings = Settings(state_dir=state_dir)
+    file = state_dir / "cpuinfo"
+    if cpu_info is not None:
+        file.write_text(cpu_info)
+    monkeypatch.setattr(checkpoints_module, "CPU_INFO", file)
+    write(Checkpoints(settings), 1)
+
+    file.write_text("flags : avx512f\n")
+    later = Checkpoints(settings)
+    later.read(next(later.newest_first()))
+
+    assert later.other_environment() == {"cpu": capability}
 
 
 # Snapshots

@@ -11,8 +11,8 @@ effect exactly once. Replay payloads are not in here; `store.replay` holds them 
 import importlib.metadata
 import json
 import math
-import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +35,7 @@ FORMAT = 1
 TRAINING = "training.safetensors"
 MEMBERS = "members.safetensors"
 OUTCOMES = "outcomes.json"
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,12 +216,27 @@ def _decode_outcomes(content: bytes) -> list[Outcome]:
 
 def _environment(settings: Settings) -> dict[str, Any]:
     """Return what bit-identity rests on besides log, seed and settings."""
-    threads = settings.worker_threads or max(1, (os.cpu_count() or 1) - 1)
     return {
         "levit": __version__,
         "torch": importlib.metadata.version("torch"),
         "numpy": importlib.metadata.version("numpy"),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "threads": threads,
+        "cpu": _cpu_capability(),
+        "device": settings.device,
+        "threads": settings.learner_threads,
     }
+
+
+def _cpu_capability() -> str:
+    """Return the vector instructions of this CPU by which torch chooses its kernels.
+
+    `baseline` where it has none of them, `unknown` where the system does not list them.
+    """
+    try:
+        listed = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:
+        return "unknown"
+    if listed is None:
+        return "unknown"
+    return " ".join(sorted({"avx2", "avx512f"}.intersection(listed[1].split()))) or "baseline"
