@@ -74,13 +74,13 @@ class Settings(BaseSettings):
     fusion: Literal["none", "fixed", "gated"] = Field(default="gated")
     """How features of frozen experts enter the active one (dynamic knowledge fusion)."""
     threshold: float | None = Field(default=None, gt=0)
-    """Novelty at which the mixture expands (the paper's gamma); unset: the preset's."""
+    """Novelty at which the mixture expands (the paper's gamma); unset: max(0.1, 10 / capacity)."""
     capacity: int | None = Field(default=None, ge=2)
     """Samples in the replay memory; unset: the paper's (2,000, colour images 1,000)."""
     replay_per_batch: int = Field(default=54, ge=0)
     """Memory samples trained on again for each arriving batch."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Step size of Adam; unset: the preset's."""
+    """Step size of Adam; unset: 0.002."""
     patch: int | None = Field(default=None, ge=1)
     """Patch side in pixels; unset: the divisor that gives nearest to 16 tokens."""
     max_experts: int = Field(default=32, ge=1)
