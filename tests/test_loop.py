@@ -458,6 +458,18 @@ def test_the_metrics_listener_answers_while_it_is_open(state_dir: Path) -> None:
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
+def test_a_taken_metrics_port_is_named_with_its_setting(state_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = Settings.read(state_dir=state_dir, worker_metrics_port=port)
+
+        with (
+            pytest.raises(OSError, match=rf"LEVIT_WORKER_METRICS_PORT: .*127\.0\.0\.1:{port}"),
+            loop._listener(settings, CollectorRegistry()),
+        ):
+            pass
+
+
 class Clock:
     """A monotonic clock that stands still unless it is moved."""
 

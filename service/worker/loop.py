@@ -198,13 +198,20 @@ def _lock(state_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _listener(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
-    """Serve the metrics from a daemon thread, unless the port is 0."""
-    if settings.worker_metrics_port == 0:
+    """Serve the metrics from a daemon thread, unless the port is 0.
+
+    Raises:
+        OSError: the address is taken; naming it and its setting.
+    """
+    host, port = settings.worker_metrics_host, settings.worker_metrics_port
+    if port == 0:
         yield
         return
-    server, thread = start_http_server(
-        settings.worker_metrics_port, settings.worker_metrics_host, registry
-    )
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        problem = f"LEVIT_WORKER_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"
+        raise OSError(error.errno, problem) from error
     try:
         yield
     finally:
