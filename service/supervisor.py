@@ -22,8 +22,9 @@ import structlog
 
 from service import logs
 from service.errors import Unavailable
+from service.processes import end, spawn
 from service.settings import PREFIX, Settings
-from service.store.server import EmbeddedServer, die_with_parent
+from service.store.server import EmbeddedServer
 
 POLL_S = 0.1
 """Time between looks at the children, so also the longest wait for a signal to be seen."""
@@ -49,13 +50,7 @@ class Child:
 
     def start(self) -> None:
         """Start it; the caller is the main thread, whose death ends it too."""
-        self._process = subprocess.Popen(
-            child_arguments(self.command),
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C in a terminal is the supervisor's business
-            preexec_fn=die_with_parent,  # noqa: PLW1509  it only makes one system call
-        )
+        self._process = spawn(child_arguments(self.command), environment=self._environment)
 
     def exit_code(self) -> int | None:
         """Return how it ended, or None while it runs."""
@@ -67,15 +62,8 @@ class Child:
 
     def stop(self) -> None:
         """Ask it to end, wait, and kill it if it does not."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
+        if self._process is not None and end(self._process, patience_s=STOP_S):
             log.warning("child_killed", child=self.command, waited_s=STOP_S)
-            self._process.kill()
-            self._process.wait()
 
 
 class Restarts:

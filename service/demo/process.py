@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from service.client import Client
 from service.errors import DemoFailed, SettingsError
+from service.processes import end
 from service.settings import PREFIX
 
 STATE_DIR = Path("demo-state")
@@ -22,6 +22,7 @@ OTHER_STREAMS = (PREFIX + "REDIS_URL", PREFIX + "INPUT")
 """Settings of this environment that belong to a stream with another log."""
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 40.0
+"""Longest wait for the service to save and stop, before it is killed."""
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def running_service(settings: Mapping[str, object]) -> Iterator[str]:
         _wait_until_ready(process, url)
         yield url
     finally:
-        _stop(process)
+        end(process, patience_s=STOP_LIMIT_S)
 
 
 def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
@@ -99,13 +100,3 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
                     f"the service was not ready within {START_LIMIT_S:.0f} s; see {STATE_DIR / LOG}"
                 )
             time.sleep(0.1)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the service to save and stop; end it if that takes longer than `STOP_LIMIT_S`."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

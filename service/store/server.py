@@ -6,13 +6,10 @@ options of deploy/redis.conf. A server that still answers on the socket is used 
 file is ever trusted.
 """
 
-import ctypes
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +18,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from service.errors import SettingsError, Unavailable
+from service.processes import end, spawn
 from service.settings import Settings
 from service.store.link import connect
 
@@ -40,8 +38,6 @@ START_S = 30.0
 STOP_S = 10.0
 """Longest wait for a server that ends, before it is killed."""
 _NO_SERVER = "no Redis server: set LEVIT_REDIS_URL, or install redis-server or valkey-server"
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)  # loaded here, as a child between fork and exec may not
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -81,12 +77,9 @@ class EmbeddedServer:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         socket = _socket(self._settings.state_dir)
         socket.parent.mkdir(exist_ok=True, mode=0o700)
-        self._process = subprocess.Popen(
+        self._process = spawn(
             [self._binary or find_binary(), *self._arguments(home, socket)],
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C in a terminal is the supervisor's business
-            preexec_fn=die_with_parent,  # noqa: PLW1509  it only makes one system call
         )
         self._wait_until_it_answers(home)
 
@@ -96,15 +89,9 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """End a server that was started here; one that was attached to goes on."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
+        if self._process is not None:
+            end(self._process, patience_s=STOP_S)
+            self._process = None
 
     def answers(self) -> bool:
         """Say whether a server answers on the socket."""
@@ -162,12 +149,6 @@ def bundled_binary() -> Path:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
         raise SettingsError(f"{_NO_SERVER}; {error}") from None
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when the thread that started it does; Linux only."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _socket(state_dir: Path) -> Path:
