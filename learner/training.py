@@ -121,7 +121,7 @@ class Trainer:
         return Losses(sums[0] / labelled if labelled else None, sums[1] / samples)
 
     def _step(self, step: Step, generator: Generator) -> tuple[float, float, int]:
-        expert, parameters = self.mixture.active, self.mixture.learning_parameters()
+        expert, parameters = self.mixture.active, self.optimizer.param_groups[0]["params"]
         latent = expert.known_mean_Z.shape[0]
         noise_BZ = torch.randn(len(step.x), latent, generator=generator).to(step.x.device)
         negative_elbo = -expert.vae.elbo(step.x, noise_BZ).mean()

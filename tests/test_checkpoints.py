@@ -346,3 +346,23 @@ def test_a_snapshot_shares_the_files_of_frozen_experts_with_its_checkpoint(
     )
 
     assert (stored.path / "expert-0.safetensors").stat().st_nlink == 2
+
+
+def test_a_snapshot_of_a_checkpoint_shares_its_served_file_and_a_later_one_does_not(
+    state_dir: Path,
+) -> None:
+    stored = write(Checkpoints(Settings(state_dir=state_dir)), 1)
+    writer, reader = SnapshotWriter(state_dir), SnapshotReader(state_dir)
+
+    same = writer.publish(
+        state(1), Summary(step=1), position="1-0", quarantined=0, checkpoint=stored
+    )
+    links = (stored.path / "served.safetensors").stat().st_nlink
+    later = writer.publish(
+        state(2), Summary(step=2), position="2-0", quarantined=0, checkpoint=stored
+    )
+
+    assert (links, (stored.path / "served.safetensors").stat().st_nlink) == (2, 2)
+    for version, step in ((same.version, 1), (later.version, 2)):
+        served = reader.load(version).state.served
+        assert all(np.array_equal(served[name], a) for name, a in state(step).served.items())

@@ -64,7 +64,7 @@ class LevitEngines:
             tensors[_PAYLOAD] = _payloads(members, schema, state.values["memory_dtype"])
             whole = learner.LearnerState(tensors, state.values)
             return LevitEngine(learner.restore(whole, device=_device(settings.device)), schema)
-        except (learner.StateError, KeyError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise CorruptState(f"the checkpoint cannot be restored: {error}") from error
 
     def predictor(self, state: EngineState) -> "LevitPredictor":
@@ -77,7 +77,7 @@ class LevitEngines:
             schema = InputSchema.parse(state.values["schema"])
             whole = learner.LearnerState(_tensors(state), state.values)
             return LevitPredictor(learner.restore_for_prediction(whole), schema)
-        except (learner.StateError, KeyError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise CorruptState(f"the snapshot cannot be served: {error}") from error
 
 

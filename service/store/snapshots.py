@@ -93,7 +93,8 @@ class SnapshotWriter:
             summary: what to show of it.
             position: of the last entry consumed.
             quarantined: entries set aside so far.
-            checkpoint: a directory whose files of frozen experts may be linked to.
+            checkpoint: a directory whose files of frozen experts may be linked to, and, where it
+                was written at the same position, the one of the active expert too.
 
         Raises:
             OSError: the disk is full or refuses; the snapshot before is still current.
@@ -108,7 +109,10 @@ class SnapshotWriter:
         )
         facts = {"format": FORMAT, "kind": "snapshot", **asdict(info), "values": state.values}
         contents, linked = split_frozen(state.frozen, checkpoint)
-        contents[SERVED] = save(dict(state.served))
+        if checkpoint is not None and checkpoint.facts["progress"]["position"] == position:
+            linked[SERVED] = checkpoint  # one position, one state: the bytes are the same
+        else:
+            contents[SERVED] = save(dict(state.served))
         directory.write(self._root / f"snap-{info.version}", contents, facts, linked=linked)
         directory.replace_file(self._root / POINTER, str(info.version).encode())
         self.version = info.version
