@@ -184,6 +184,17 @@ def demo(
     run(data, url=url, limit=limit, batch_size=batch_size, out=out)
 
 
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(context: typer.Context) -> None:
+    """Measure methods on streams under the strict protocol; `levit bench --help` says how."""
+    from bench.cli import app as bench_app
+
+    bench_app(context.args, prog_name="levit bench")
+
+
 @app.command()
 def config() -> None:
     """Print every setting: its value here, its default, what it means."""

@@ -14,7 +14,7 @@ from service.demo.data import load_data
 from service.demo.process import running_service
 from service.settings import Settings
 
-COMMANDS = ("serve", "api", "worker", "demo", "observe", "predict", "experts", "config")
+COMMANDS = ("serve", "api", "worker", "demo", "observe", "predict", "experts", "bench", "config")
 NOWHERE = "http://127.0.0.1:9"
 
 

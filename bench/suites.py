@@ -1,0 +1,151 @@
+"""Which rows belong together, and how many seeds each is worth."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from bench.methods import Option, options_of
+from bench.rows import Row
+from bench.streams import Order
+from service.errors import SettingsError
+
+REPLAY_CLOSED = ("er", "slda", "randumb")
+"""What every stream with held-out samples is compared with."""
+MNIST_PEERS = tuple(
+    f"avalanche-{name}" for name in ("er", "mir", "er-ace", "scr", "cope", "der", "gdumb", "slda")
+)
+CIFAR_PEERS = tuple(f"avalanche-{name}" for name in ("er", "er-ace", "mir", "scr"))
+TIME = ("previous_label", "majority", "river-arf", "river-hat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One row and the seeds 0 to seeds - 1 it is run with."""
+
+    row: Row
+    seeds: int = 1
+
+    @property
+    def rows(self) -> list[Row]:
+        """The row once per seed."""
+        return [replace(self.row, seed=seed) for seed in range(self.seeds)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a user asks for; None and empty: whatever the suite says."""
+
+    suite: str | None = None
+    streams: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """Go to those of the methods that have them."""
+    seeds: int | None = None
+    samples: int | None = None
+    batch: int | None = None
+    threads: int = 1
+    order: Order = "file"
+
+
+def _entries(
+    streams: Iterable[str], methods: Iterable[str], seeds: int, **options: Option
+) -> list[Entry]:
+    rows = [(stream, method) for stream in streams for method in methods]
+    return [Entry(row=Row(stream=s, method=m, options=options), seeds=seeds) for s, m in rows]
+
+
+SPLIT = ("split_mnist", "split_mnist_fashion", "permuted_mnist", "permuted_mnist_6000", "uci_har")
+COLOUR = ("split_cifar10", "blurred_cifar10", "gradual_cifar10")
+IN_TIME = ("electricity", "noaa_weather")
+
+SUITES: Mapping[str, Sequence[Entry]] = {
+    "ci": [
+        *_entries(["split_digits"], ["finetune", "er", "ncm", "slda"], 3),
+        *_entries(["split_digits"], ["randumb"], 3, features=500),
+        *_entries(["split_digits"], ["paper"], 1, capacity=200),
+        *_entries(["blurred_digits"], ["er", "slda"], 1),
+    ],
+    "quick": [
+        *(
+            Entry(row=Row(stream=stream, method=method, samples=5000))
+            for stream in ("split_mnist", "permuted_mnist", "uci_har", "electricity")
+            for method in ("er", "slda", "paper")
+        ),
+    ],
+    "headline": [
+        *_entries([*SPLIT, "unchanging_mnist"], ["er", "slda", "randumb"], 5),
+        *_entries(COLOUR, ["slda", "randumb"], 3),
+        *_entries(COLOUR, ["er"], 1),
+        *_entries(SPLIT, ["paper"], 3),
+        *_entries([*COLOUR, "unchanging_mnist"], ["paper"], 1),
+        *_entries(IN_TIME, ["slda", "er", "paper"], 1),
+        *_entries(["split_mnist"], ["finetune", "ncm"], 5),
+        *_entries(["split_mnist"], MNIST_PEERS, 1),
+        *_entries(["split_cifar10"], CIFAR_PEERS, 1),
+        *_entries(
+            ["split_mnist_fashion", "permuted_mnist", "permuted_mnist_6000"], ["avalanche-er"], 1
+        ),
+        *_entries(IN_TIME, TIME, 1),
+        *(
+            Entry(row=Row(stream=stream, method=method, batch=1))
+            for stream in IN_TIME
+            for method in TIME
+        ),
+    ],
+}
+"""Every suite by name."""
+
+
+def chosen(choice: Choice) -> list[Row]:
+    """Return the rows a user asks for, each with its seed.
+
+    With a suite, streams and methods choose among its rows; else every method meets every stream.
+
+    Raises:
+        SettingsError: no such suite, method or option, or nothing is left.
+    """
+    if choice.suite is not None and choice.suite not in SUITES:
+        raise SettingsError(f"expected a suite of {', '.join(SUITES)}, got {choice.suite}")
+    if choice.suite is None and not (choice.streams and choice.methods):
+        raise SettingsError("expected --suite, or both --stream and --method; see --list")
+    found = SUITES[choice.suite] if choice.suite else _entries(choice.streams, choice.methods, 1)
+    if choice.suite:
+        found = [e for e in found if _among(e.row.stream, choice.streams)]
+        found = [e for e in found if _among(e.row.method, choice.methods)]
+    if not found:
+        raise SettingsError(f"no row of suite {choice.suite} has that stream and method")
+    rows = [row for e in found for row in replace(e, seeds=choice.seeds or e.seeds).rows]
+    return _with_options([_changed(row, choice) for row in rows], choice.options)
+
+
+def _among(name: str, names: Sequence[str]) -> bool:
+    return not names or name in names
+
+
+def _changed(row: Row, choice: Choice) -> Row:
+    return replace(
+        row,
+        samples=choice.samples or row.samples,
+        batch=choice.batch or row.batch,
+        threads=choice.threads,
+        order=choice.order,
+    )
+
+
+def _with_options(rows: Sequence[Row], options: Mapping[str, Option]) -> list[Row]:
+    """Return the rows, each with those options that its method has."""
+    if not options:
+        return list(rows)
+    has = {row.method: options_of(row.method) for row in rows}
+    for name in options:
+        if not any(name in known for known in has.values()):
+            raise SettingsError(f"no method of {', '.join(has)} has an option {name}")
+    return [
+        replace(
+            row,
+            options={
+                **row.options,
+                **{name: value for name, value in options.items() if name in has[row.method]},
+            },
+        )
+        for row in rows
+    ]
