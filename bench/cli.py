@@ -1,6 +1,7 @@
 """The options of `levit bench`."""
 
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -73,6 +74,7 @@ def bench(  # noqa: PLR0913  a command's options are its arguments
     if list_names:
         show_names()
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill is as clean as Ctrl-C
     problem = ""
     if not report_only:
         named = {"capacity": capacity, "budget": budget}

@@ -112,8 +112,9 @@ class ClosedForm:
         labelled = y >= 0
         self._samples += int(labelled.sum())
         self._held.append((_values(x[labelled]), y[labelled]))
-        if sum(len(y) for _, y in self._held) >= BLOCK:
-            self._add_held()
+        held = sum(len(y) for _, y in self._held)
+        if held >= BLOCK or (held and self._features is None and self._waves is None):
+            self._add_held()  # waves are fitted to a whole block
         if self._out_of_date():
             self._solve()
 
@@ -250,4 +251,4 @@ def _values(x: Tensor) -> Tensor:
 def _deviation(variance_V: Tensor) -> Tensor:
     """Return standard deviations of which none is below a thousandth of the largest."""
     deviation_V = variance_V.clamp(min=0).sqrt()
-    return deviation_V.clamp(min=max(deviation_V.max().item() * SMALLEST_DEVIATION, 1e-12))
+    return deviation_V.clamp(min=deviation_V.max().item() * SMALLEST_DEVIATION or 1.0)

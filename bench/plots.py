@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench import results
-from bench.report import name_of
 from bench.results import Result
 
 
@@ -28,7 +27,12 @@ def _draw(stream: str, groups: list[Sequence[Result]], directory: Path) -> Path:
         colour = f"C{number % 10}"
         _draw_accuracy(accuracy, group, colour)
         passing = group[0].outcome.passing
-        experts.plot([p.samples for p in passing], [p.experts for p in passing], color=colour)
+        experts.plot(
+            [p.samples for p in passing],
+            [p.experts for p in passing],
+            color=colour,
+            drawstyle="steps-post",
+        )
         if trace := group[0].outcome.novelty:
             novelty.plot([s for s, _ in trace], [value for _, value in trace], color=colour)
     held_out = any(group[0].outcome.checkpoints for group in groups)
@@ -48,7 +52,7 @@ def _draw_accuracy(axes: Axes, group: Sequence[Result], colour: str) -> None:
     samples = [at for at, _ in curves[0]]
     columns = list(zip(*[[value for _, value in curve] for curve in curves], strict=True))
     mean = [sum(column) / len(column) for column in columns]
-    axes.plot(samples, mean, ".-", ms=4, color=colour, label=name_of(group[0]))
+    axes.plot(samples, mean, ".-", ms=4, color=colour, label=group[0].row.title)
     low, high = [min(column) for column in columns], [max(column) for column in columns]
     axes.fill_between(samples, low, high, color=colour, alpha=0.15, lw=0)
 

@@ -1,9 +1,9 @@
 """The strict protocol: one pass, test-then-train, each sample judged alone, no task information.
 
-Labels reach a method only after its mini-batch was predicted. At every checkpoint it answers for
-held-out samples of all classes (domains) that have arrived: of at most `CHECKED` on the way, of all
-at the end. Samples are predicted many at a time, which changes nothing beyond rounding for a method
-that keeps the rule.
+Labels reach a method only after its mini-batch was predicted. After the mini-batch that holds a
+checkpoint, it answers for held-out samples of all classes (domains) that came up to the checkpoint:
+of at most `CHECKED` on the way, of all at the end. Samples are predicted many at a time, which
+changes nothing beyond rounding for a method that keeps the rule.
 Dimension key: M held-out samples, T tasks.
 """
 
@@ -68,8 +68,9 @@ class Pass:
             self._step(stream.x_train[begin:end], stream.y_train[begin:end])
             if any(begin < count <= end for count in traced):
                 self._trace(end)
-            if any(begin < count <= end for count in stream.checkpoints):
-                self._check(end)
+            for count in stream.checkpoints:
+                if begin < count <= end:
+                    self._check(count)
             if tell and time.perf_counter() - told_at > TOLD_EVERY_S:
                 tell(end)
                 told_at = time.perf_counter()
@@ -102,7 +103,7 @@ class Pass:
         self._passing.append(Passing(samples=samples, prequential=accuracy, experts=experts))
 
     def _check(self, samples: int) -> None:
-        """Ask about held-out samples of everything that has arrived."""
+        """Ask about held-out samples of everything that is among the first `samples`."""
         stream = self._stream
         last = samples == len(stream.y_train)
         asked = torch.arange(len(stream.y_test)) if last else self._checked
@@ -146,9 +147,10 @@ class Pass:
         )
 
     def _matrix(self) -> Tensor:
-        """Return R [T, T], each row from the first checkpoint at the task's end; or [0, 0]."""
+        """Return R [T, T], each row from the checkpoint at the task's end; [0, 0] without tasks."""
         ends = self._stream.task_ends if self._checkpoints else ()
-        rows = [next(c.by_task for c in self._checkpoints if c.samples >= end) for end in ends]
+        by_task = {check.samples: check.by_task for check in self._checkpoints}
+        rows = [by_task[end] for end in ends]
         numbers = [[math.nan if a is None else a for a in row] for row in rows]
         return torch.tensor(numbers, dtype=torch.float64).reshape(len(ends), len(ends))
 

@@ -1,4 +1,4 @@
-"""Results as Markdown: one table a stream, with the machine and the command of every row.
+"""Results as Markdown: one table a stream, with the machine and every row's command.
 
 Accuracies are means over the seeds in per cent, with the sample deviation where there are several.
 """
@@ -12,7 +12,6 @@ from rich.console import Console
 from bench import results
 from bench.outcome import Outcome
 from bench.results import Result
-from bench.rows import BATCH
 from service.errors import SettingsError
 
 Value = Callable[[Outcome], float | None]
@@ -77,16 +76,6 @@ def markdown(found: Iterable[Result]) -> str:
     return "\n".join(["# Results\n", LEGEND, *sections])
 
 
-def name_of(result: Result) -> str:
-    """Return method and what is not usual about it."""
-    row = result.row
-    told = [f"{name} {value}" for name, value in sorted(row.options.items())]
-    told += [f"first {row.samples:,} samples"] if row.samples else []
-    told += [f"batch {row.batch}"] if row.batch != BATCH else []
-    told += [f"{row.threads} threads"] if row.threads != 1 else []
-    return f"{row.method} ({', '.join(told)})" if told else row.method
-
-
 def _section(stream: str, groups: list[Sequence[Result]]) -> str:
     groups = sorted(groups, key=lambda group: -_mean(r.outcome.score for r in group))
     everything = [result for group in groups for result in group]
@@ -103,7 +92,7 @@ def _section(stream: str, groups: list[Sequence[Result]]) -> str:
     for group in groups:
         cells = [_share([value(r.outcome) for r in group]) for _, value in shares]
         cells += [_number([value(r.outcome) for r in group], form) for _, form, value in numbers]
-        lines.append(_line([name_of(group[0]), *cells, str(len(group))]))
+        lines.append(_line([group[0].row.title, *cells, str(len(group))]))
     return "\n".join([*lines, ""])
 
 

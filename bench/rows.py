@@ -44,13 +44,23 @@ class Row:
         return re.sub(r"[^\w.=+-]+", "_", "--".join([*parts, f"seed={self.seed}"]))
 
     @property
+    def title(self) -> str:
+        """The method and what is not usual about it."""
+        told = [f"{name} {value}" for name, value in sorted(self.options.items())]
+        told += [f"first {self.samples:,} samples"] if self.samples else []
+        told += [f"batch {self.batch}"] if self.batch != BATCH else []
+        told += ["class after class"] if self.order == "class" else []
+        told += [f"{self.threads} threads"] if self.threads != 1 else []
+        return f"{self.method} ({', '.join(told)})" if told else self.method
+
+    @property
     def command(self) -> str:
         """What to type to get all seeds of this row up to its own."""
         words = [f"levit bench --stream {self.stream} --method {self.method}"]
         words += [f"--option {name}={value}" for name, value in sorted(self.options.items())]
         words += [f"--samples {self.samples}"] if self.samples else []
         words += [f"--batch {self.batch}"] if self.batch != BATCH else []
-        words += [f"--order {self.order}"] if self.order != "file" else []
+        words += ["--by-class"] if self.order != "file" else []
         words += [f"--threads {self.threads}"] if self.threads != 1 else []
         return " ".join([*words, f"--seeds {self.seed + 1}"])
 

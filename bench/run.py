@@ -93,15 +93,17 @@ class Runner:
         bar = self._bars.add_task(row.key, total=None)
         path = results.path_of(self._directory, row)
         command = [sys.executable, "-m", "bench.child", row.to_json(), str(path)]
-        with tempfile.TemporaryFile("w+") as said:
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)  # noqa: S603  ourselves
+        with (
+            tempfile.TemporaryFile("w+") as said,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as child,  # noqa: S603  ourselves
+        ):
             self._children.append(child)
             self._follow(child, bar)
             code = child.wait()
             self._children.remove(child)
-            self._bars.remove_task(bar)
             said.seek(0)
             last = said.read().strip().rpartition("\n")[2]
+        self._bars.remove_task(bar)
         return f"{row.key}: {last or f'ended with {code}'}" if code else ""
 
     def _follow(self, child: subprocess.Popen[str], bar: TaskID) -> None:
