@@ -1,9 +1,10 @@
 """Our own presets as methods: a learner in, `observe`, `predict` and `cost` out.
 
-Dimension key: B batch.
+Dimension key: B batch, K classes.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -29,7 +30,7 @@ class Paper:
     def observe(self, x: Tensor, y: Tensor) -> None:
         """Learn once; count two networks an expert, ViT and VAE."""
         levit = self._levit
-        replayed = self._config_replayed()
+        replayed = levit.config.replay.per_batch if len(levit.memory) else 0
         tested = 2 * len(x) * len(levit.mixture.experts)  # observe predicts before it learns
         self._spent += tested + 2 * TRAINED * (len(x) + replayed)
         measured = levit.counts.unmeasured
@@ -39,8 +40,8 @@ class Paper:
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the most probable label of each sample; -1 where none is known."""
-        labels = self._levit.predict(self._shaped(x)).labels
-        return torch.tensor([-1 if label is None else int(label) for label in labels])
+        answer = self._levit.predict(self._shaped(x))
+        return labels(answer.classes, answer.probabilities_BK)
 
     def cost(self) -> Cost:
         """Return the bytes of all tensors of the learner's state."""
@@ -57,13 +58,18 @@ class Paper:
         """Return (samples observed, novelty) for every measurement so far."""
         return self._trace
 
-    def _config_replayed(self) -> int:
-        """Return how many samples the next mini-batch replays: none from an empty memory."""
-        return self._levit.config.replay.per_batch if len(self._levit.memory) else 0
-
     def _shaped(self, x: Tensor) -> Tensor:
         """Return samples as the engine hands them over: series flattened."""
         return x.flatten(1) if self._flat else x
+
+
+def labels(classes: Sequence[int | str], probabilities_BK: Tensor) -> Tensor:
+    """Return the most probable of `classes` for each sample, int64 [B]; -1 for a row of zeros."""
+    if not classes:
+        return torch.full((len(probabilities_BK),), -1)
+    best = probabilities_BK.max(1)
+    named_K = torch.tensor([int(label) for label in classes])
+    return torch.where(best.values > 0, named_K[best.indices], -1)
 
 
 def paper(  # noqa: PLR0913  the options of the preset, keyword-only

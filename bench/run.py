@@ -82,6 +82,11 @@ class Runner:
                     if problem := future.result():
                         failed.append(problem)
                         self._bars.console.print(problem, markup=False)
+            except KeyboardInterrupt:
+                self._bars.console.print(
+                    "Interrupted; what is finished stays, the same command goes on"
+                )
+                raise
             finally:  # after an interrupt rows may still run or wait
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in self._children:

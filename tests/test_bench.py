@@ -1,6 +1,11 @@
 """The benchmark is fair: streams tell nothing, labels come late, numbers are what they say."""
 
+import contextlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -436,6 +441,22 @@ def test_finished_rows_are_not_run_again_and_failed_ones_are_named(tmp_path: Pat
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_interrupt_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path) -> None:
+    rows = ["--stream", "split_digits", "--method", "ncm", "--method", "paper"]
+    command = [sys.executable, "-m", "service", "bench", *rows, "--out", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as levit:
+        while not (finished := list(tmp_path.glob("*.json"))) or not _running(str(tmp_path)):
+            time.sleep(0.05)
+        levit.send_signal(signal.SIGINT)
+        _, said = levit.communicate(timeout=20)
+
+    assert levit.returncode != 0
+    assert "Interrupted" in said
+    assert list(tmp_path.iterdir()) == finished
+    assert _running(str(tmp_path)) == []
+
+
 def test_report_leaves_a_table_and_a_picture(tmp_path: Path) -> None:
     results.write(tmp_path / "r.json", _result(0))
 
@@ -443,6 +464,15 @@ def test_report_leaves_a_table_and_a_picture(tmp_path: Path) -> None:
 
     assert (tmp_path / "RESULTS.md").read_text().startswith("# Results")
     assert (tmp_path / "s.png").stat().st_size > 1000
+
+
+def _running(word: str) -> list[str]:
+    """Return the command line of every row that runs here and has `word` in it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found.append(path.read_bytes().replace(b"\0", b" ").decode())
+    return [line for line in found if "bench.child" in line and word in line]
 
 
 def _result(seed: int, accuracy: float = 0.5) -> Result:
