@@ -8,13 +8,18 @@ from bench.rows import Row
 from bench.streams import Order
 from service.errors import SettingsError
 
-REPLAY_CLOSED = ("er", "slda", "randumb")
-"""What every stream with held-out samples is compared with."""
-MNIST_PEERS = tuple(
+GREY = ("split_mnist", "split_mnist_fashion", "permuted_mnist", "permuted_mnist_6000", "uci_har")
+COLOUR = ("split_cifar10", "blurred_cifar10", "gradual_cifar10")
+IN_TIME = ("electricity", "noaa_weather")
+
+COMPARED = ("er", "slda", "randumb")
+"""On every stream with held-out samples."""
+PREQUENTIAL = ("previous_label", "majority", "river-arf", "river-hat")
+"""On every stream in time order."""
+SPLIT_MNIST_PEERS = tuple(
     f"avalanche-{name}" for name in ("er", "mir", "er-ace", "scr", "cope", "der", "gdumb", "slda")
 )
-CIFAR_PEERS = tuple(f"avalanche-{name}" for name in ("er", "er-ace", "mir", "scr"))
-TIME = ("previous_label", "majority", "river-arf", "river-hat")
+SPLIT_CIFAR10_PEERS = tuple(f"avalanche-{name}" for name in ("er", "er-ace", "mir", "scr"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +58,6 @@ def _entries(
     return [Entry(row=Row(stream=s, method=m, options=options), seeds=seeds) for s, m in rows]
 
 
-SPLIT = ("split_mnist", "split_mnist_fashion", "permuted_mnist", "permuted_mnist_6000", "uci_har")
-COLOUR = ("split_cifar10", "blurred_cifar10", "gradual_cifar10")
-IN_TIME = ("electricity", "noaa_weather")
-
 SUITES: Mapping[str, Sequence[Entry]] = {
     "ci": [
         *_entries(["split_digits"], ["finetune", "er", "ncm", "slda"], 3),
@@ -71,24 +72,24 @@ SUITES: Mapping[str, Sequence[Entry]] = {
             for method in ("er", "slda", "paper")
         ),
     ],
+    "further": _entries(
+        ["blurred_mnist", "rotating_mnist", "fsdd", "avdigits_image"], [*COMPARED, "paper"], 1
+    ),
     "headline": [
-        *_entries([*SPLIT, "unchanging_mnist"], ["er", "slda", "randumb"], 5),
+        *_entries([*GREY, "unchanging_mnist"], COMPARED, 5),
+        *_entries(["split_mnist"], ["finetune", "ncm"], 5),
         *_entries(COLOUR, ["slda", "randumb"], 3),
         *_entries(COLOUR, ["er"], 1),
-        *_entries(SPLIT, ["paper"], 3),
+        *_entries(GREY, ["paper"], 3),
         *_entries([*COLOUR, "unchanging_mnist"], ["paper"], 1),
-        *_entries(IN_TIME, ["slda", "er", "paper"], 1),
-        *_entries(["split_mnist"], ["finetune", "ncm"], 5),
-        *_entries(["split_mnist"], MNIST_PEERS, 1),
-        *_entries(["split_cifar10"], CIFAR_PEERS, 1),
-        *_entries(
-            ["split_mnist_fashion", "permuted_mnist", "permuted_mnist_6000"], ["avalanche-er"], 1
-        ),
-        *_entries(IN_TIME, TIME, 1),
+        *_entries(IN_TIME, ["paper", "er", "slda", *PREQUENTIAL], 1),
+        *_entries(["split_mnist"], SPLIT_MNIST_PEERS, 1),
+        *_entries(["split_cifar10"], SPLIT_CIFAR10_PEERS, 1),
+        *_entries(GREY[1:4], ["avalanche-er"], 1),
         *(
             Entry(row=Row(stream=stream, method=method, batch=1))
             for stream in IN_TIME
-            for method in TIME
+            for method in PREQUENTIAL
         ),
     ],
 }
