@@ -81,7 +81,7 @@ SUITES: Mapping[str, Sequence[Entry]] = {
         *_entries(COLOUR, ["slda", "randumb"], 3),
         *_entries(COLOUR, ["er"], 1),
         *_entries(GREY, ["paper"], 3),
-        *_entries([*COLOUR, "unchanging_mnist"], ["paper"], 1),
+        *_entries(["split_cifar10", "unchanging_mnist"], ["paper"], 1),
         *_entries(IN_TIME, ["paper", "er", "slda", *PREQUENTIAL], 1),
         *_entries(["split_mnist"], SPLIT_MNIST_PEERS, 1),
         *_entries(["split_cifar10"], SPLIT_CIFAR10_PEERS, 1),

@@ -23,7 +23,7 @@ from bench.cli import parsed
 from bench.command import NotMeasured
 from bench.datasets import Dataset, samples_as_tensor
 from bench.domains import permuted, rotating, turned
-from bench.methods import METHODS, Cost, Facts, Method, make, options_of
+from bench.methods import METHODS, Cost, Facts, Method, Options, make, options_of
 from bench.outcome import Outcome
 from bench.protocol import Pass
 from bench.results import Result
@@ -324,6 +324,32 @@ def test_reservoir_holds_every_sample_with_the_same_chance() -> None:
     expected = 600 * 10 / 50
     chi_square = ((held - expected) ** 2 / expected).sum() / (1 - 10 / 50)
     assert chi_square < 85  # 49 degrees of freedom: 0.1 % lie above
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("er", {}), ("randumb", {"features": 100}), ("paper", {"replayed": 10})]
+)
+def test_equal_seeds_give_equal_outcomes_and_others_do_not(name: str, options: Options) -> None:
+    def accuracies(seed: int) -> list[float]:
+        stream = replace(streams.make("split_digits", samples=250), seed=seed)
+        outcome = Pass(stream, partial(make, name, stream.facts, options)).run()
+        return [check.accuracy for check in outcome.checkpoints]
+
+    first = accuracies(0)
+
+    assert first == accuracies(0)
+    assert first != accuracies(1)
+
+
+def test_novelty_of_the_paper_preset_is_kept_where_it_was_measured() -> None:
+    stream = streams.make("split_digits", samples=200)
+
+    outcome = Pass(stream, partial(make, "paper", stream.facts, {"capacity": 40})).run()
+
+    assert outcome.cost.experts > 1
+    assert outcome.cost.expansions == outcome.cost.experts - 1
+    assert all(40 < samples <= 200 for samples, _ in outcome.novelty)
+    assert len(outcome.novelty) >= outcome.cost.expansions - 1  # the first is never measured
 
 
 def test_unknown_method_and_option_are_named() -> None:
