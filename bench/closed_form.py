@@ -124,7 +124,7 @@ class ClosedForm:
             held = torch.cat([y for _, y in self._held]) if self._held else torch.empty(0).long()
             return torch.full((len(x),), int(held.bincount().argmax()) if len(held) else -1)
         weight_DK, bias_K = self._read_out
-        return (self._features(_values(x)) @ weight_DK + bias_K).argmax(1)
+        return (self._features(_values(x)).double() @ weight_DK + bias_K).argmax(1)
 
     def cost(self) -> Cost:
         """Return the bytes of sums, read-out, features and held samples."""
@@ -143,9 +143,9 @@ class ClosedForm:
         if self._features is None:
             self._begin(x_BV)
         assert self._features is not None  # noqa: S101  begun just now
-        features_BD = self._features(x_BV)
+        features_BD = self._features(x_BV).double()  # float32 sums lose small variances
         self._count_K += y_B.bincount(minlength=len(self._count_K))
-        self._sum_KD.index_add_(0, y_B, features_BD.double())
+        self._sum_KD.index_add_(0, y_B, features_BD)
         if self._shrinkage is not None:
             self._moment_DD += features_BD.T @ features_BD
 
@@ -186,7 +186,7 @@ class ClosedForm:
             weight_KD = torch.cholesky_solve((mean_KD * scale_D).T, factor_DD).T * scale_D
         bias_K = -0.5 * (weight_KD * mean_KD).sum(1)
         bias_K[self._count_K == 0] = -torch.inf
-        self._read_out = (weight_KD.T.float().contiguous(), bias_K.float())
+        self._read_out = (weight_KD.T.contiguous(), bias_K)
         self._solved_K = self._count_K.clone()
 
 

@@ -299,6 +299,17 @@ def test_closed_form_agrees_with_its_definition_whatever_the_order(name: str) ->
     assert (found == shuffled).float().mean() > 0.98
 
 
+def test_closed_form_stands_values_that_hardly_vary_about_a_large_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(600) % 2
+    x = 1000 + 0.02 * torch.randn(600, 3, generator=generator) + 0.1 * y[:, None]
+    x = torch.cat([x, x[:, :1]], 1)  # and one of them twice
+
+    found = _observed(make("slda", Facts(kind="vector", shape=(4,), classes=2, seed=0), {}), x, y)
+
+    assert (found.predict(x) == y).float().mean() > 0.95
+
+
 def test_replay_forgets_less_than_no_replay() -> None:
     stream = streams.make("split_digits")
     outcomes = {
