@@ -93,7 +93,7 @@ def bench(  # noqa: PLR0913  a command's options are its arguments
         problem = _run(choice, out, console, again=again, jobs=jobs)
     report.write(out, markdown or out / "RESULTS.md", console)
     if problem:
-        console.print(f"levit bench: {problem}", markup=False)
+        console.print(f"levit bench: {problem}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
 
 

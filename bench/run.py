@@ -3,6 +3,7 @@
 A row whose result is there is not run again, so an interrupted run goes on where it stopped.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,7 @@ class Runner:
                     self._bars.advance(whole)
                     if problem := future.result():
                         failed.append(problem)
-                        self._bars.console.print(problem, markup=False)
+                        self._bars.console.print(problem, markup=False, soft_wrap=True)
             except KeyboardInterrupt:
                 self._bars.console.print(
                     "Interrupted; what is finished stays, the same command goes on"
@@ -98,9 +99,12 @@ class Runner:
         bar = self._bars.add_task(row.key, total=None)
         path = results.path_of(self._directory, row)
         command = [sys.executable, "-m", "bench.child", row.to_json(), str(path)]
+        threads = os.environ | {"OMP_NUM_THREADS": str(row.threads)}  # also of what is not torch
         with (
             tempfile.TemporaryFile("w+") as said,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as child,  # noqa: S603  ourselves
+            subprocess.Popen(  # noqa: S603  ourselves
+                command, stdout=subprocess.PIPE, stderr=said, text=True, env=threads
+            ) as child,
         ):
             self._children.append(child)
             self._follow(child, bar)
