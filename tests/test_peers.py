@@ -91,6 +91,18 @@ def test_a_prediction_does_not_depend_on_the_other_samples(name: str) -> None:
     assert torch.cat([method.predict(part) for part in x.split(7)]).equal(together)
 
 
+@needs("avalanche")
+@pytest.mark.parametrize("name", AVALANCHE)
+def test_being_asked_before_each_mini_batch_changes_nothing(name: str) -> None:
+    x, y = images(GREY)
+    asked = make(name, GREY, {})
+    for i in range(0, len(y), 10):
+        asked.predict(x[i : i + 10])
+        asked.observe(x[i : i + 10], y[i : i + 10])
+
+    assert asked.predict(x).equal(taught(name).predict(x))
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_leaves_the_global_generator_as_it_was(name: str) -> None:
     before = torch.get_rng_state()

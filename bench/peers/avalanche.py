@@ -92,17 +92,20 @@ def der(  # noqa: PLR0913  each is an option of its own
     state_bytes: int = 0,
     replayed: int = 10,
     learning_rate: float | None = None,
-    alpha: float = 0.1,
+    alpha: float | None = None,
     beta: float = 0.5,
 ) -> Method:
-    """Return DER++ (Buzzega et al. 2020): replay logits, weight alpha, and labels, weight beta."""
+    """Return DER++ (Buzzega et al. 2020): replay logits, weight alpha, and labels, weight beta.
+
+    `alpha` None: 0.1 for colour images, else 1.
+    """
     draws, network = _network(facts, FULL)
     size = _capacity(facts, capacity, state_bytes, beside=_bytes(network), each=4 * facts.classes)
     strategy = library.DER(
         **_trained(network, learning_rate or 0.03),
         mem_size=size,
         batch_size_mem=replayed,
-        alpha=alpha,
+        alpha=(0.1 if is_colour(facts) else 1.0) if alpha is None else alpha,
         beta=beta,
     )
     return WithLogits(strategy, strategy.storage_policy, draws, Spending(network))
