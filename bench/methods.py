@@ -91,6 +91,7 @@ class WithNovelty(Protocol):
 Factory = Callable[..., Method]
 
 METHODS: Mapping[str, str] = {
+    "default": "bench.adaptive:default",
     "paper": "bench.presets:paper",
     "finetune": "bench.replay_nets:finetune",
     "er": "bench.replay_nets:er",

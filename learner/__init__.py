@@ -3,14 +3,19 @@
 Pure: no clock, no file, no network, no environment, no global random state.
 """
 
+from learner.adaptive import AdaptiveLEViT
+from learner.adaptive_config import AdaptiveConfig
 from learner.config import LearnerConfig, paper
 from learner.errors import ConfigError, LearnerError, NonFiniteError, ShapeError, StateError
-from learner.levit import LEViT, ObserveReport
-from learner.mixture import Mixture, Prediction
+from learner.levit import LEViT
+from learner.mixture import Mixture
+from learner.report import ObserveReport, Prediction
 from learner.scaler import unit
 from learner.state import LearnerState, dump, restore, restore_for_prediction
 
 __all__ = [
+    "AdaptiveConfig",
+    "AdaptiveLEViT",
     "ConfigError",
     "LEViT",
     "LearnerConfig",

@@ -122,17 +122,17 @@ class AnalyticMemory:
         self._undoable = False
 
     def read_out(
-        self, ridge: float, *, kind: Kind = "lda", also: tuple[Tensor, Tensor] | None = None
+        self, ridge: float, *, kind: Kind = "lda", without: tuple[Tensor, Tensor] | None = None
     ) -> ReadOut:
         """Return the one read-out of `read_outs` for this ridge."""
-        return self.read_outs([ridge], kind=kind, also=also)[0]
+        return self.read_outs([ridge], kind=kind, without=without)[0]
 
     def read_outs(
         self,
         ridges: Sequence[float],
         *,
         kind: Kind = "lda",
-        also: tuple[Tensor, Tensor] | None = None,
+        without: tuple[Tensor, Tensor] | None = None,
     ) -> list[ReadOut]:
         """Return the closed-form classifier for each ridge; changes nothing.
 
@@ -141,13 +141,13 @@ class AnalyticMemory:
         Args:
             ridges: what is added to the diagonal, in units of its mean, > 0.
             kind: "lda", or "ridge" regression.
-            also: features [H, D] and classes [H] of held-out samples, as for `add`, that join the
-                sums for this once.
+            without: features [H, D] and classes [H] of samples that were added and are left out of
+                the sums for this once, so that the read-out can be judged on them.
 
         Raises:
             NonFiniteError: the sums hold NaN or infinity.
         """
-        sums = self._sums(*([self._checked(*also, 1.0)] if also else []))
+        sums = self._sums(*([self._checked(*without, -1.0)] if without else []))
         if not (sums.counts_K > 0).any():
             nothing_K = torch.full((len(sums.counts_K),), -torch.inf, device=self.device)
             weight_DK = nothing_K.new_zeros(self.features, len(nothing_K))

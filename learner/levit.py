@@ -7,7 +7,7 @@ one is frozen and a fresh one takes over, which reads from the features of all b
 Dimension key: B batch, J frozen experts, D width, K classes, M memory members, Z latent.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,36 +15,15 @@ from torch import Tensor
 
 from learner.config import LearnerConfig
 from learner.evaluation import FadedAccuracy
-from learner.mixture import Evidence, Mixture, Prediction
+from learner.mixture import Evidence, Mixture
 from learner.novelty import latent_statistics, novelty
 from learner.replay import MemoryPoint, WindowMemory
+from learner.report import Losses, ObserveReport, Prediction
 from learner.samples import UNLABELLED, Label, Labels, checked_samples, class_indexes
 from learner.scaler import Scaler
-from learner.training import IGNORED, Losses, Step, Trainer, UndoPoint
+from learner.training import IGNORED, Step, Trainer, UndoPoint
 
 _CHECKS_PER_WINDOW = 20  # how often novelty is measured while a full memory is replaced once
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObserveReport:
-    """What one `observe` did."""
-
-    step: int
-    """Mini-batches learned so far, this one included."""
-    expert: int
-    """Id of the expert that learned it."""
-    labelled: int
-    """Samples with a label."""
-    correct: int
-    """Labelled samples predicted right before they were learned."""
-    novelty: float | None
-    """Of the full memory against the frozen experts when it was last measured; None while the
-    memory was not full or nothing is frozen."""
-    expanded: bool
-    """Whether the mixture expanded after it."""
-    losses: Losses
-    added: Sequence[int]
-    """Indexes into the mini-batch of the samples that are now in the replay memory."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,8 +5,7 @@ expansion on the backbone too, are frozen and never change.
 Dimension key: B batch, E experts, J = E - 1 frozen experts, D width, K classes, Z latent.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,24 +13,10 @@ from torch import Generator, Tensor, nn
 
 from learner.config import LearnerConfig
 from learner.expert import Expert, fill_weight_, hollow, initialised
+from learner.report import Life, Prediction
 from learner.samples import Label, checked_samples
 from learner.scaler import Scaler
 from learner.vit import backbone
-
-
-@dataclass(kw_only=True, slots=True)
-class Life:
-    """The plain facts of one expert; ours, for routing and for those who watch."""
-
-    id: int
-    born_step: int
-    classes: list[int] = field(default_factory=list)
-    """Indexes of the classes it has seen; the columns of its classifier."""
-    samples: int = 0
-    """Arriving samples it was trained on."""
-    frozen_step: int | None = None
-    novelty: float | None = None
-    """The novelty that caused its birth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +29,6 @@ class Evidence:
     """A_k(T) of each expert."""
     means_BJZ: Tensor
     """Posterior means under the frozen experts' encoders."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """Answers for B samples; row i is sample i."""
-
-    classes: Sequence[Label]
-    """All classes seen so far, in order of first appearance."""
-    probabilities_BK: Tensor
-    """Over `classes`, on the CPU; a row of zeros where no expert has seen a label."""
-    experts_B: Tensor
-    """Id of the expert that answers."""
-    novelty_B: Tensor
-    """Negative ELBO per input value under that expert, nats; large means unfamiliar."""
-
-    @property
-    def labels(self) -> list[Label | None]:
-        """The most probable class of each sample; None where no expert has seen a label."""
-        if not self.classes:
-            return [None] * len(self.experts_B)
-        best = self.probabilities_BK.max(1)
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [self.classes[k] if p > 0 else None for k, p in pairs]
 
 
 class Mixture(nn.Module):

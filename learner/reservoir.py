@@ -126,6 +126,14 @@ class ReplayBuffer:
         orders = [torch.randperm(M, generator=generator) for _ in range(n // M)]
         return torch.cat([*orders, _distinct(n % M, M, generator)])
 
+    def below(self, bound: int) -> Tensor:
+        """Return the slots of the members whose keys are below a bound, smallest key first."""
+        return self._slots_M[: int(torch.searchsorted(self._keys_M, bound))]
+
+    def key_of_rank(self, rank: int) -> int | None:
+        """Return the key that `rank` members lie below, or None while there are not as many."""
+        return int(self._keys_M[rank]) if rank < len(self) else None
+
     def undo_point(self, n: int) -> ReplayPoint:
         """Return what `undo` needs after n more samples; copies at most n rows."""
         M = len(self)

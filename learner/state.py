@@ -17,9 +17,9 @@ from learner.config import LearnerConfig
 from learner.errors import StateError
 from learner.expert import Expert, hollow
 from learner.levit import Counts, LEViT
-from learner.mixture import Life, Mixture
+from learner.mixture import Mixture
+from learner.report import Life, Losses
 from learner.scaler import Scaler
-from learner.training import Losses
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of one parameter
 _DAMAGE = (KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)

@@ -15,7 +15,8 @@ from torch import Generator, Tensor, nn
 
 from learner.config import TrainingConfig
 from learner.errors import NonFiniteError
-from learner.mixture import Life, Mixture
+from learner.mixture import Mixture
+from learner.report import Life, Losses
 
 IGNORED = -100  # the target of an unlabelled sample in PyTorch's cross-entropy
 
@@ -30,15 +31,6 @@ class Step:
     """Column of the active expert's classifier, IGNORED where there is no label."""
     frozen_BJD: Tensor
     """Features of the frozen experts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """Means over the samples of one `observe`, replayed ones included, nats per sample."""
-
-    cross_entropy: float | None
-    """Over the labelled samples; None where there was none."""
-    negative_elbo: float
 
 
 @dataclass(frozen=True, slots=True)

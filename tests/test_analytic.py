@@ -154,7 +154,7 @@ def test_reading_changes_no_later_bit() -> None:
     for rows, labels in zip(phi.split(60), y.split(60), strict=True):
         unread.add(rows, labels, classes=K)
         read.add(rows, labels, classes=K)
-        read.read_out(1e-2, also=(phi[:400], y[:400]))
+        read.read_out(1e-2, without=(rows[:20], labels[:20]))
         read.tensors()
 
     assert _same(read.tensors(), unread.tensors())
@@ -252,16 +252,16 @@ def test_scaled_samples_count_as_their_share() -> None:
     torch.testing.assert_close(_gram(memory), gram, rtol=1e-6, atol=1e-4)
 
 
-def test_held_out_samples_join_one_solve_and_nothing_else() -> None:
+def test_held_out_samples_miss_one_solve_and_nothing_else() -> None:
     (phi, y), (asked, _) = _samples(900), _samples(200, seed=1)
-    memory = _memory(phi[:600], y[:600])
+    memory = _memory(phi, y)
     before = _copied(memory)
 
-    joined = memory.read_out(1e-2, also=(phi[600:], y[600:])).scores(asked)
+    judged = memory.read_out(1e-2, without=(phi[600:], y[600:])).scores(asked)
 
-    assert _range_error(joined, _memory(phi, y).read_out(1e-2).scores(asked)) < 1e-5
+    assert _range_error(judged, _memory(phi[:600], y[:600]).read_out(1e-2).scores(asked)) < 1e-5
     assert _same(memory.tensors(), before)
-    assert _range_error(memory.read_out(1e-2).scores(asked), joined) > 1e-3
+    assert _range_error(memory.read_out(1e-2).scores(asked), judged) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["lda", "ridge"])

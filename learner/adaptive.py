@@ -1,0 +1,249 @@
+"""The learner of preset `default`, top to bottom: a LEViT mixture that cannot forget. Ours.
+
+One mini-batch at a time, no task identity. Tokens and features come from filters fitted to the
+first samples (`encoder`); exact sums over all labelled samples answer in closed form (`analytic`);
+ViT experts on the tokens learn by replay from the whole past (`reservoir`), each beginning as what
+the one before it had become and reading from a frozen one (LEViT's fusion, Ye & Bors 2026); a pool
+learned from held-out samples decides whom to trust (`held_out`); bets against "nothing changed"
+decide when the active expert is frozen (`growth`).
+Dimension key: B batch, L labelled samples of it, K classes, V view.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from learner.adaptive_mixture import Answer
+from learner.adaptive_parts import AdaptiveParts
+from learner.adaptive_training import FORWARD, AdaptiveTraining
+from learner.arrivals import Arrivals
+from learner.encoder import Encoder
+from learner.growth import Expansion
+from learner.held_out import fallen_bound
+from learner.knowledge import Knowledge
+from learner.newborn import first_expert, heir
+from learner.recent import Recent, recent_features, recent_width
+from learner.report import ObserveReport, Prediction
+from learner.reservoir import sample_keys
+from learner.samples import UNLABELLED, Label, Labels, checked_samples, class_indexes
+from learner.view import compact
+
+_FEW_CLASSES, _MOST_HELD = 3, 1000  # when the encoder is fitted, at the latest
+_WELL_KNOWN = 50  # samples of a class before errors on it count as evidence of drift
+
+
+class AdaptiveLEViT(AdaptiveParts):
+    """The learner of preset `default`: observes mini-batches, predicts samples.
+
+    Only its own thread may call `observe`; `predict` changes nothing.
+    """
+
+    def observe(
+        self, x: Tensor, labels: Labels | None = None, *, entry_number: int | None = None
+    ) -> ObserveReport:
+        """Learn once from one mini-batch; wholly or not at all.
+
+        Args:
+            x: samples, uint8 or float32 [B, C, H, W] (floats in [0, 1]), or float32 [B, T, C] or
+                [B, D].
+            labels: int64 [B] with -1 for none, or B strings with "" for none; None for none at all.
+            entry_number: names the samples in the replay buffer; default: the step.
+
+        Raises:
+            ShapeError: samples or labels do not fit; nothing changed.
+            NonFiniteError: a loss or gradient was not finite; nothing changed.
+        """
+        x = checked_samples(x, self.config.input_shape).to(self.device)
+        y_B, unseen = class_indexes(labels, len(x), self.mixture.classes)
+        before = self.undo_point(len(x))
+        try:
+            return self._observe(x, y_B.to(self.device), unseen, entry_number)
+        except BaseException:
+            self.undo(before)
+            raise
+
+    def predict(self, x: Tensor) -> Prediction:
+        """Return labels, probabilities, routed experts and novelty; see `AdaptiveMixture`."""
+        return self.mixture.predict(x)
+
+    def _observe(
+        self, x: Tensor, y_B: Tensor, unseen: list[Label], entry_number: int | None
+    ) -> ObserveReport:
+        number = self.counts.step + 1 if entry_number is None else entry_number
+        ids_B2 = torch.stack([torch.full((len(x),), number), torch.arange(len(x))], 1)
+        arrivals = Arrivals(x, y_B, ids_B2)
+
+        # 1. Test: predict before learning.
+        answer, right_L = self._tested(x, y_B)
+        active = self.mixture.experts[-1].life.id if self.mixture.experts else 0
+        self._meet(x, y_B, unseen)
+        self._count(right_L, y_B)
+
+        # 2. Until there is enough to fit the encoder, hold; then learn all that was held.
+        if answer is None:
+            self.pending = (*self.pending, arrivals)
+            if not self._enough_to_fit():
+                return self._report(active, right_L, added=range(len(x)), expansion=None)
+            arrivals, self.pending = Arrivals.joined(self.pending), ()
+            answer = self._fit(arrivals.x)
+
+        # 3. Learn: the sums, the replay buffer, the active expert, the read-outs.
+        earlier = len(arrivals.y_B) - len(x)
+        added = [i - earlier for i in self._learn(arrivals, answer) if i >= earlier]
+
+        # 4. Grow when inputs or labels bet against "nothing changed".
+        expansion = self._grow(answer, right_L, y_B)
+        return self._report(active, right_L, added=added, expansion=expansion)
+
+    def _tested(self, x: Tensor, y_B: Tensor) -> tuple[Answer | None, Tensor]:
+        """Return the answer and whether each labelled sample is predicted right, bool [L]."""
+        labelled_B = y_B != UNLABELLED
+        answer = None
+        if self.mixture.encoder is None:
+            guess_BK = self.mixture.predict(x).probabilities_BK.to(self.device)
+        else:
+            with torch.no_grad():
+                answer = self.mixture.answer(self.mixture.encoder(x))
+            guess_BK = answer.probabilities_BK
+        if guess_BK.shape[1] == 0:
+            return answer, torch.zeros_like(labelled_B)[labelled_B]
+        return answer, (guess_BK.argmax(1) == y_B)[labelled_B]
+
+    def _meet(self, x: Tensor, y_B: Tensor, unseen: list[Label]) -> None:
+        """Make room for new classes and count the labels."""
+        mixture = self.mixture
+        mixture.classes.extend(unseen)
+        K, y_L = len(mixture.classes), y_B[y_B != UNLABELLED]
+        counts_K = torch.bincount(y_L, minlength=K).double().cpu()
+        counts_K[: len(mixture.counts_K)] += mixture.counts_K
+        mixture.counts_K = counts_K.to(self.device)
+        if mixture.encoder is None:
+            view_BV = compact(x)
+            first_KV = view_BV.new_zeros(K, view_BV.shape[1])
+            if len(mixture.first_KV):
+                first_KV[: len(mixture.first_KV)] = mixture.first_KV
+            mixture.first_KV = first_KV.index_add(0, y_L, view_BV[y_B != UNLABELLED])
+
+    def _count(self, right_L: Tensor, y_B: Tensor) -> None:
+        counts = self.counts
+        counts.step += 1
+        counts.samples += len(y_B)
+        counts.labelled += len(right_L)
+        counts.correct += int(right_L.sum())
+        self.accuracy.count(right_L, y_B[y_B != UNLABELLED], len(self.mixture.classes))
+
+    def _enough_to_fit(self) -> bool:
+        held = sum(len(part.y_B) for part in self.pending)
+        classes = int((self.mixture.counts_K > 0).sum())
+        enough = held >= self.config.fit_samples and (classes >= _FEW_CLASSES or classes == 0)
+        return enough or held >= _MOST_HELD
+
+    def _fit(self, x: Tensor) -> Answer:
+        """Fit the encoder on what was held, begin with the first expert, and let it answer."""
+        mixture, config = self.mixture, self.config
+        encoder = mixture.encoder = Encoder.fitted(x, config, self.generator)
+        mixture.experts = [first_expert(encoder, config, self.generator, self.counts.step)]
+        self.knowledge = Knowledge(encoder.features, encoder.own_features, self.device)
+        mixture.recent = Recent.fresh(recent_width(encoder.own_features, encoder.view.values))
+        self.training = AdaptiveTraining(mixture) if config.budget > 0 else None
+        self.replay = self.fresh_buffer(encoder)
+        return mixture.answer(encoder(x))
+
+    def _learn(self, arrivals: Arrivals, answer: Answer) -> Sequence[int]:
+        """Learn one mini-batch; return the indexes of the samples now in the replay buffer."""
+        if self.knowledge is None:
+            return ()
+        y_B, encoded = arrivals.y_B, answer.encoded
+        rows_L = (y_B != UNLABELLED).nonzero().squeeze(1)
+        keys_B = sample_keys(arrivals.ids_B2, self.config.seed)
+        held_B = (keys_B < self.knowledge.marks.held_below).to(self.device)
+        taught = ((y_B != UNLABELLED) & ~held_B).nonzero().squeeze(1)
+        self.mixture.active.life.samples += len(y_B)
+        self.knowledge.add(encoded, y_B, taught, len(self.mixture.classes))
+        added = self.replay.add(
+            arrivals.x[rows_L],
+            y_B[rows_L],
+            arrivals.ids_B2[rows_L.cpu()],
+            tokens=encoded.tokens_BRNE[rows_L],
+            ready=torch.ones(len(rows_L), dtype=torch.bool),
+        ).added
+        self._practise(answer, y_B, taught)
+        self._feel_present(answer, y_B, rows_L)
+        self.knowledge.solve(self.mixture)
+        asked = self.knowledge.judge(self.mixture, self.replay)
+        if self.training is not None:
+            self.counts.spent += FORWARD * asked * (1 + (len(self.mixture.experts) > 1))
+        return [int(i) for i in rows_L.cpu()[added]]
+
+    def _practise(self, answer: Answer, y_B: Tensor, taught: Tensor) -> None:
+        """Spend what the budget allows on the active expert; see `AdaptiveTraining.practise`."""
+        if self.knowledge is None or self.training is None:
+            return
+        bound = fallen_bound(self.knowledge.marks.held_below, self.replay)
+        self.knowledge.marks = replace(self.knowledge.marks, held_below=bound)
+        counts = self.counts
+        counts.spent += FORWARD * len(y_B) * (1 + (len(self.mixture.experts) > 1))
+        left = self.config.budget * counts.samples - counts.spent
+        pupil = (answer, y_B, taught)
+        self.losses, spent = self.training.practise(
+            pupil, (self.replay, self.replay.below(bound)), left, self.generator
+        )
+        counts.spent += spent
+
+    def _feel_present(self, answer: Answer, y_B: Tensor, rows_L: Tensor) -> None:
+        """Let the read-outs that forget learn, and decide whether they overrule the past."""
+        mixture, encoded = self.mixture, answer.encoded
+        if mixture.recent is None or len(rows_L) == 0:
+            return
+        features_BF = recent_features(encoded.own_BO, encoded.view_BV)[rows_L]
+        mixture.recent = mixture.recent.learned(
+            features_BF, y_B[rows_L], answer.past_BK[rows_L], len(mixture.classes)
+        )
+        mixture.overruled = mixture.recent.overrules(mixture.counts_K)
+
+    def _grow(self, answer: Answer, right_L: Tensor, y_B: Tensor) -> Expansion | None:
+        """Freeze the active expert and start its heir if the evidence says so."""
+        if self.training is None or self.knowledge is None or len(answer.routed_B) != len(y_B):
+            return None
+        expansion, self.growth = self.growth.watched(
+            answer, *self._errors(right_L, y_B), self.generator
+        )
+        if expansion is None or not self.config.expansion:
+            self.growth = self.growth.aged(self.mixture.active)
+            return None
+        self.growth = self.growth.restarted()
+        if len(self.mixture.experts) >= self.config.max_experts:
+            self.counts.refused_max_experts += 1
+            self.growth = self.growth.aged(self.mixture.active)
+            return None
+        self.knowledge.solve_own(self.mixture)
+        self.mixture.experts.append(heir(self.mixture, answer, expansion, self.counts.step))
+        self.knowledge.begin_own()
+        self.counts.expansions += 1
+        self.training.restart()
+        return expansion
+
+    def _errors(self, right_L: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which samples were predicted wrong, and which of a class that is known well."""
+        wrong_B = torch.zeros_like(y_B, dtype=torch.bool)
+        wrong_B[y_B != UNLABELLED] = ~right_L
+        known_K = self.mixture.counts_K >= _WELL_KNOWN
+        return wrong_B, (y_B != UNLABELLED) & known_K[y_B.clamp_min(0)]
+
+    def _report(
+        self, active: int, right_L: Tensor, *, added: Sequence[int], expansion: Expansion | None
+    ) -> ObserveReport:
+        watching = self.growth.scorer is not None or expansion is not None
+        novelty = expansion.novelty if expansion else self.growth.novelty if watching else None
+        return ObserveReport(
+            step=self.counts.step,
+            expert=active,
+            labelled=len(right_L),
+            correct=int(right_L.sum()),
+            novelty=novelty,
+            expanded=expansion is not None,
+            losses=self.losses,
+            added=added,
+        )

@@ -1,0 +1,94 @@
+"""One answer from several parts: a logarithmic opinion pool, its weights learned from evidence.
+
+    p(y | x) proportional to the product over parts m of p_m(y | x)^w_m,   w_m >= 0
+
+(Genest & Zidek 1986). The weights maximise the likelihood of held-out labels; the problem is convex
+with one weight per part, so that a few hundred samples decide it. Ours: weights per domain, drawn
+towards those of all, and the step back to a single part where the pool answers worse than it.
+Dimension key: H held-out samples, M parts, K classes, B batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ROUNDS = 40
+_PRIOR = 2.0  # strength that draws weights towards where they start, in samples' information
+_WORSE = 0.005  # share of held-out samples by which a single part must beat the pool to replace it
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """How much each part is trusted (Genest & Zidek 1986)."""
+
+    weight_M: Tensor
+    """>= 0, float32."""
+
+    def __call__(self, logp_MBK: Tensor) -> Tensor:
+        """Return the pooled probabilities, [B, K]; columns of -inf in every part stay 0."""
+        return torch.einsum("m,mbk->bk", self.weight_M, logp_MBK.clamp_min(_LOWEST)).softmax(1)
+
+
+_LOWEST = -30.0  # log-probability below which a part's opinion counts as this
+
+
+def fitted_pool(logp_MHK: Tensor, y_H: Tensor, start_M: Tensor | None = None) -> Pool:
+    """Return the pool that makes held-out labels most likely.
+
+    Args:
+        logp_MHK: log-probabilities of each part.
+        y_H: the true classes.
+        start_M: weights to start from and to be drawn towards; default: equal ones that sum to 1.
+    """
+    logp_MHK = logp_MHK.clamp_min(_LOWEST).double()
+    M = len(logp_MHK)
+    anchor_M = torch.full((M,), 1 / M).double() if start_M is None else start_M.double()
+    weight_M = anchor_M.clone()
+    best, best_loss = weight_M, torch.inf
+    damping = 1.0
+    for _ in range(_ROUNDS):
+        loss, gradient_M, hessian_MM = _likelihood(logp_MHK, y_H, weight_M, anchor_M)
+        if loss < best_loss:
+            best, best_loss, damping = weight_M, loss, damping / 3
+        else:
+            weight_M, damping = best, damping * 5
+            loss, gradient_M, hessian_MM = _likelihood(logp_MHK, y_H, best, anchor_M)
+        free_M = (best > 0) | (gradient_M < 0)
+        step_MM = hessian_MM + damping * torch.diag(hessian_MM.diagonal() + 1e-6)
+        step_M = torch.zeros_like(best)
+        step_M[free_M] = torch.linalg.solve(step_MM[free_M][:, free_M], gradient_M[free_M])
+        weight_M = (best - step_M).clamp_min(0)
+    return Pool(_unspoiled(best, logp_MHK, y_H).float())
+
+
+def _likelihood(
+    logp_MHK: Tensor, y_H: Tensor, weight_M: Tensor, anchor_M: Tensor
+) -> tuple[float, Tensor, Tensor]:
+    """Return the negative log-likelihood, drawn towards the anchor, its gradient and Hessian."""
+    pooled_HK = torch.einsum("m,mhk->hk", weight_M, logp_MHK)
+    p_HK = pooled_HK.softmax(1)
+    own_MH = logp_MHK[:, torch.arange(len(y_H)), y_H]
+    mean_MH = torch.einsum("hk,mhk->mh", p_HK, logp_MHK)
+    spread = logp_MHK - mean_MH[:, :, None]
+    hessian_MM = torch.einsum("hk,mhk,nhk->mn", p_HK, spread, spread)
+    drawn_M = _PRIOR * (weight_M - anchor_M)
+    loss = (
+        pooled_HK.logsumexp(1).sum()
+        - (weight_M @ own_MH).sum()
+        + 0.5 * drawn_M @ (weight_M - anchor_M)
+    )
+    eye_MM = torch.eye(len(weight_M), dtype=torch.float64)
+    return float(loss), (mean_MH - own_MH).sum(1) + drawn_M, hessian_MM + _PRIOR * eye_MM
+
+
+def _unspoiled(weight_M: Tensor, logp_MHK: Tensor, y_H: Tensor) -> Tensor:
+    """Return the weights, or all of it for one part that answers more of the samples right."""
+    right = (torch.einsum("m,mhk->hk", weight_M, logp_MHK).argmax(1) == y_H).double().mean()
+    single_M = (logp_MHK.argmax(2) == y_H).double().mean(1)
+    best = int(single_M.argmax())
+    if single_M[best] <= right + _WORSE:
+        return weight_M
+    alone_M = torch.zeros_like(weight_M)
+    alone_M[best] = 1.0
+    return alone_M

@@ -1,0 +1,117 @@
+"""When the mixture grows: the bets of `detector` on what the density models and the labels say.
+
+The score of a sample is its smallest standard score, over all frozen experts and a frozen copy of
+the active one; so a concept that returns is familiar. The copy is refreshed each time the active
+expert has seen twice as many samples. Ours, after the design of LEViT (Ye & Bors 2026, eq. 6),
+whose threshold it replaces by a probability.
+Dimension key: B batch, J frozen experts, V view.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Generator, Tensor
+
+from learner.adaptive_mixture import AdaptiveExpert, Answer
+from learner.density import Usual, novelty_scores
+from learner.detector import ChangeDetector, ErrorDetector
+from learner.vae import VAE
+
+Cause = Literal["inputs", "errors"]
+WARM_UP = 200
+"""Samples of an expert before its copy scores what arrives."""
+FAMILIAR = 0.05
+"""p-value above which a sample counts as familiar to the error detector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Why an expert was born."""
+
+    cause: Cause
+    """`inputs` look different, or familiar inputs have other labels (`errors`)."""
+    novelty: float
+    """log10 of the evidence."""
+    threshold: float
+    """log10 of horizon / alpha."""
+    p_value: float | None
+    """Of the sample that raised the alarm; None for `errors`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A frozen copy of the active expert's density model."""
+
+    vae: VAE
+    usual: Usual
+
+    def standard(self, view_BV: Tensor) -> Tensor:
+        """Return standard scores, [B]."""
+        return self.usual.standard(novelty_scores(self.vae, view_BV))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """The evidence for change so far; never changed, so an undo is to keep the old one."""
+
+    change: ChangeDetector
+    errors: ErrorDetector
+    scorer: Scorer | None = None
+    due: int = WARM_UP
+    """Samples of the active expert at which its copy is taken anew."""
+
+    @property
+    def novelty(self) -> float:
+        """log10 of the larger evidence, 0 at least."""
+        return math.log10(max(1.0, self.change.evidence, self.errors.evidence))
+
+    @property
+    def threshold(self) -> float:
+        """log10 of the evidence at which the mixture grows."""
+        return math.log10(self.change.threshold)
+
+    def watched(
+        self, answer: Answer, wrong_B: Tensor, counts_B: Tensor, generator: Generator
+    ) -> tuple[Expansion | None, Self]:
+        """Return why to grow, if so, and the evidence after a mini-batch.
+
+        Args:
+            answer: what the mixture made of it before learning.
+            wrong_B: whether a labelled sample was predicted wrong.
+            counts_B: bool, whether a sample is labelled with a class that is known well.
+            generator: breaks ties.
+        """
+        if self.scorer is None:
+            return None, self
+        frozen_BJ = answer.standard_BE[:, :-1]
+        own_B1 = self.scorer.standard(answer.encoded.view_BV)[:, None]
+        score_B = torch.cat([frozen_BJ, own_B1], 1).amin(1)
+        verdict, change = self.change.observed(score_B, generator)
+        familiar_B = counts_B.cpu() & (verdict.p_B > FAMILIAR)
+        alarm, errors = self.errors.judged(wrong_B.cpu()[familiar_B].float())
+        after = replace(self, change=change, errors=errors)
+        if verdict.alarm is not None:
+            p_value = float(verdict.p_B[verdict.alarm])
+            return Expansion("inputs", after.novelty, after.threshold, p_value), after
+        if alarm is not None:
+            return Expansion("errors", after.novelty, after.threshold, None), after
+        return None, after
+
+    def aged(self, expert: AdaptiveExpert) -> Self:
+        """Return the evidence with a fresh copy of the active expert, when one is due."""
+        if expert.life.samples < self.due or expert.usual.weight == 0:
+            return self
+        vae = copy.deepcopy(expert.vae).requires_grad_(requires_grad=False)
+        return replace(
+            self,
+            scorer=Scorer(vae, expert.usual),
+            change=self.change.refreshed(),
+            due=2 * max(self.due, expert.life.samples),
+        )
+
+    def restarted(self) -> Self:
+        """Return the evidence as it is after an expansion: none."""
+        return type(self)(change=self.change.restarted(), errors=self.errors.restarted())
