@@ -15,7 +15,7 @@ from torch import Tensor
 
 _ROUNDS = 40
 _PRIOR = 2.0  # strength that draws weights towards where they start, in samples' information
-_WORSE = 0.005  # share of held-out samples by which a single part must beat the pool to replace it
+_CLEARLY = 2.0  # standard deviations by which a single part must beat the pool to replace it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,12 @@ def _likelihood(
 
 
 def _unspoiled(weight_M: Tensor, logp_MHK: Tensor, y_H: Tensor) -> Tensor:
-    """Return the weights, or all of it for one part that answers more of the samples right."""
-    right = (torch.einsum("m,mhk->hk", weight_M, logp_MHK).argmax(1) == y_H).double().mean()
-    single_M = (logp_MHK.argmax(2) == y_H).double().mean(1)
-    best = int(single_M.argmax())
-    if single_M[best] <= right + _WORSE:
+    """Return the weights, or all of it for one part that is right clearly more often."""
+    right_H = torch.einsum("m,mhk->hk", weight_M, logp_MHK).argmax(1) == y_H
+    single_MH = logp_MHK.argmax(2) == y_H
+    best = int(single_MH.sum(1).argmax())
+    gained_H = single_MH[best].int() - right_H.int()
+    if gained_H.sum() <= _CLEARLY * gained_H.abs().sum() ** 0.5:
         return weight_M
     alone_M = torch.zeros_like(weight_M)
     alone_M[best] = 1.0

@@ -24,7 +24,7 @@ FEWEST = 20
 """Held-out samples needed before they decide anything."""
 FIRST_RIDGES = (1.0, 0.1, 0.01, 0.001)
 _RIDGE_STEP, _RIDGES = 3.0, (1e-4, 3.0)
-_OWN_POOL = 100  # held-out samples that give an expert a pool of its own
+_OWN_POOL = 40  # held-out samples that give an expert a pool of its own
 
 
 @dataclass(frozen=True, slots=True)

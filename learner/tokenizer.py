@@ -32,7 +32,7 @@ _PATCHES = 40_000  # patches that are looked at
 _ROUNDS = 8  # of k-means
 _FILTERS_PER_VALUE = 12  # most filters for each value of a patch
 _WIDEST = 128  # most values of a token
-_TOKEN_SIDE, _TOKEN_STEPS = 6, 16  # finest grid of an image and of a series
+_COLOUR_SIDE, _GREY_SIDE, _TOKEN_STEPS = 6, 4, 16  # grid of tokens; a step costs what it covers
 _ASYMMETRIC = 0.62  # share of images told from their mirror image above which none is mirrored
 _STRIDE_ABOVE = 64  # pixels
 
@@ -94,7 +94,8 @@ class Tokenizer:
     def restored(cls, tensors: Mapping[str, Tensor], *, mirror: bool, grid: int) -> Self:
         """Return the tokenizer whose `tensors` these are; KeyError if one is missing."""
         own = {f.name: tensors[f.name] for f in fields(cls) if f.type is Tensor}
-        return cls(**own, mirror=mirror, grid=grid)
+        kernel = own.pop("kernel").contiguous(memory_format=torch.channels_last)  # as when fitted
+        return cls(kernel, **own, mirror=mirror, grid=grid)
 
     def _scaled(self, x: Tensor) -> Tensor:
         if x.dim() == 4:
@@ -120,7 +121,9 @@ class Tokenizer:
 
     @property
     def _finest(self) -> int:
-        return _TOKEN_STEPS if self.kernel.shape[3] == 1 else _TOKEN_SIDE
+        if self.kernel.shape[3] == 1:
+            return _TOKEN_STEPS
+        return _GREY_SIDE if self.kernel.shape[1] == 1 else _COLOUR_SIDE
 
 
 def fitted(x: Tensor, most_features: int, generator: Generator) -> Tokenizer:
@@ -281,4 +284,5 @@ def _principal_axes(cells: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh((cells - mean).T @ (cells - mean) / len(cells))
     width = min(_WIDEST, len(mean))
     values, vectors = values[-width:].flip(0), vectors[:, -width:].flip(1)
-    return mean, vectors / (values.clamp_min(0) + 1e-6 * values[0].clamp_min(1e-12)).sqrt()
+    scale = (values.clamp_min(0) + 1e-6 * values[0].clamp_min(1e-12)).sqrt()
+    return mean, (vectors / scale).contiguous()  # the bits of a product depend on the layout

@@ -52,6 +52,27 @@ def test_evidence_is_the_sum_over_every_start_of_a_bet() -> None:
     assert detector.evidence == pytest.approx(_looped(p.tolist()), rel=1e-5)
 
 
+def test_scores_that_wander_slowly_raise_far_fewer_alarms_for_their_bets_being_damped() -> None:
+    steps = torch.randn(6_000, generator=torch.Generator().manual_seed(0))
+    scores = torch.zeros(len(steps))
+    for i in range(1, len(steps)):
+        scores[i] = 0.95 * scores[i - 1] + steps[i]
+
+    def alarms(damped: bool) -> int:
+        detector, found, rest = ChangeDetector(), 0, scores
+        generator = torch.Generator().manual_seed(0)
+        for part in rest.split(100):
+            verdict, detector = detector.observed(part, generator)
+            if not damped:
+                detector = replace(detector, lags=(0.0,) * 5)
+            if verdict.alarm is not None:
+                found, detector = found + 1, detector.restarted()
+        return found
+
+    assert alarms(damped=True) <= 2
+    assert alarms(damped=False) > 20
+
+
 @pytest.mark.parametrize("power", POWERS)
 def test_power_bet_has_mean_one_over_uniform_p_values(power: float) -> None:
     mean, _ = integrate.quad(lambda p: power * p ** (power - 1), 0, 1)
@@ -173,7 +194,7 @@ def test_any_cut_into_batches_gives_the_same_alarm_and_the_same_bits(size: int) 
     assert torch.equal(detector.ranks.sorted_N, at_once.ranks.sorted_N)
 
 
-def test_alarm_rings_on_until_restarted_and_then_the_rule_knows_nothing() -> None:
+def test_alarm_rings_on_until_restarted_and_then_only_the_autocorrelation_is_known() -> None:
     scores = torch.randn(900, generator=_seeded(5))
     scores[700:] += 3
     _, rings = SHORT.observed(scores, _seeded())
@@ -182,7 +203,7 @@ def test_alarm_rings_on_until_restarted_and_then_the_rule_knows_nothing() -> Non
 
     assert verdict.alarm == 0
     assert still.evidence == rings.evidence >= rings.threshold
-    assert still.restarted().values() == SHORT.values()
+    assert still.restarted().values() == {**SHORT.values(), "lags": still.lags}
     assert len(still.restarted().ranks) == 0
 
 
