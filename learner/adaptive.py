@@ -83,7 +83,7 @@ class AdaptiveLEViT(AdaptiveParts):
 
         # 2. Until there is enough to fit the encoder, hold; then learn all that was held.
         if answer is None:
-            self.pending = (*self.pending, arrivals)
+            self.pending = (*self.pending, replace(arrivals, x=x.clone()))
             if not self._enough_to_fit():
                 return self._report(active, right_L, added=range(len(x)), expansion=None)
             arrivals, self.pending = Arrivals.joined(self.pending), ()
@@ -169,6 +169,8 @@ class AdaptiveLEViT(AdaptiveParts):
             tokens=encoded.tokens_BRNE[rows_L],
             ready=torch.ones(len(rows_L), dtype=torch.bool),
         ).added
+        bound = fallen_bound(self.knowledge.marks.held_below, self.replay)
+        self.knowledge.marks = replace(self.knowledge.marks, held_below=bound)
         self._practise(answer, y_B, taught)
         self._feel_present(answer, y_B, rows_L)
         self.knowledge.solve(self.mixture)
@@ -181,14 +183,12 @@ class AdaptiveLEViT(AdaptiveParts):
         """Spend what the budget allows on the active expert; see `AdaptiveTraining.practise`."""
         if self.knowledge is None or self.training is None:
             return
-        bound = fallen_bound(self.knowledge.marks.held_below, self.replay)
-        self.knowledge.marks = replace(self.knowledge.marks, held_below=bound)
-        counts = self.counts
+        counts, held = self.counts, self.replay.below(self.knowledge.marks.held_below)
         counts.spent += FORWARD * len(y_B) * (1 + (len(self.mixture.experts) > 1))
         left = self.config.budget * counts.samples - counts.spent
         pupil = (answer, y_B, taught)
         self.losses, spent = self.training.practise(
-            pupil, (self.replay, self.replay.below(bound)), left, self.generator
+            pupil, (self.replay, held), left, self.generator
         )
         counts.spent += spent
 
@@ -227,10 +227,11 @@ class AdaptiveLEViT(AdaptiveParts):
 
     def _errors(self, right_L: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return which samples were predicted wrong, and which of a class that is known well."""
-        wrong_B = torch.zeros_like(y_B, dtype=torch.bool)
-        wrong_B[y_B != UNLABELLED] = ~right_L
-        known_K = self.mixture.counts_K >= _WELL_KNOWN
-        return wrong_B, (y_B != UNLABELLED) & known_K[y_B.clamp_min(0)]
+        labelled_B = y_B != UNLABELLED
+        wrong_B, known_B = torch.zeros_like(labelled_B), torch.zeros_like(labelled_B)
+        wrong_B[labelled_B] = ~right_L
+        known_B[labelled_B] = (self.mixture.counts_K >= _WELL_KNOWN)[y_B[labelled_B]]
+        return wrong_B, known_B
 
     def _report(
         self, active: int, right_L: Tensor, *, added: Sequence[int], expansion: Expansion | None

@@ -126,7 +126,7 @@ class AdaptiveMixture:
     @torch.no_grad()
     def parts(self, x: Tensor) -> dict[str, Tensor]:
         """Return what each part alone would answer, class indexes [B] by name; -1 for nothing."""
-        if self.encoder is None:
+        if self.encoder is None or not self.classes:
             return {}
         logp_MBK = self.answer(self.encoder(x.to(self.device))).logp_MBK
         flat_MB = logp_MBK.amax(2) == logp_MBK.amin(2)

@@ -39,8 +39,8 @@ def heir(
     """Freeze the active expert and return its heir, not yet in the mixture."""
     frozen = mixture.active
     frozen.life.frozen_step = step
-    frozen.network.requires_grad_(requires_grad=False)
-    frozen.vae.requires_grad_(requires_grad=False)
+    for part in (frozen.network, frozen.vae):
+        part.requires_grad_(requires_grad=False).zero_grad()
     nearest = mixture.experts[int(answer.standard_BE.mean(0).argmin())]
     classes = len(frozen.network.head.bias_K)
     reads = mixture.config.fusion != "none"

@@ -137,10 +137,11 @@ def fitted(x: Tensor, most_features: int, generator: Generator) -> Tokenizer:
     series = x.dim() == 3
     mean_C, scale_C = _moments(x) if series else _unscaled(x)
     x_BCHW = ((x - mean_C) * scale_C).transpose(1, 2).unsqueeze(3) if series else unit(x)
-    side = _patch_side(x.shape[1]) if series else min(6, max(3, min(x.shape[2:]) // 3))
+    shorter = x.shape[1] if series else min(x.shape[2:])
+    side = _patch_side(shorter) if series else min(6, max(3, shorter // 3), shorter)
     shape = (x_BCHW.shape[1], side, 1 if series else side)
     values = shape[0] * shape[1] * shape[2]
-    grid, filters = _sizes(most_features, values, series=series)
+    grid, filters = _sizes(most_features, values, _extent(shorter, side), series=series)
     kernel, offset_K = _dictionary(x_BCHW, shape, filters, generator)
     half = Tokenizer(
         *(kernel, offset_K, mean_C, scale_C),
@@ -159,12 +160,19 @@ def _patch_side(steps: int) -> int:
     return min(16, max(1, steps // 3))
 
 
-def _sizes(most_features: int, values: int, *, series: bool) -> tuple[int, int]:
-    """Return grid side and filters that fit: as many filters as are useful, then a finer grid."""
+def _sizes(most_features: int, values: int, places: int, *, series: bool) -> tuple[int, int]:
+    """Return grid side and filters that fit: as many filters as are useful, then a finer grid.
+
+    Args:
+        most_features: bound on the features.
+        values: of a patch.
+        places: of a patch along the shorter side, the finest grid there is.
+        series: whether samples are series.
+    """
     most_filters = _FILTERS_PER_VALUE * values
-    grid = 4 if series else 2
+    grid = min(places, 4 if series else 2)
     cells = grid if series else grid**2
-    while not series and grid < 4 and 2 * most_filters * (grid + 1) ** 2 <= most_features:
+    while not series and grid < min(places, 4) and 2 * most_filters * (grid + 1) ** 2 <= most_features:
         grid += 1
         cells = grid**2
     return grid, max(1, min(most_filters, most_features // (2 * cells)))
