@@ -20,12 +20,11 @@ from learner.adaptive_parts import AdaptiveParts
 from learner.adaptive_training import FORWARD, AdaptiveTraining
 from learner.arrivals import Arrivals
 from learner.encoder import Encoder
-from learner.growth import Expansion
 from learner.held_out import fallen_bound
 from learner.knowledge import Knowledge
 from learner.newborn import first_expert, heir
 from learner.recent import Recent, recent_features, recent_width
-from learner.report import ObserveReport, Prediction
+from learner.report import Expansion, ObserveReport, Prediction
 from learner.reservoir import sample_keys
 from learner.samples import UNLABELLED, Label, Labels, checked_samples, class_indexes
 from learner.view import compact

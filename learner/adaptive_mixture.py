@@ -22,7 +22,7 @@ from learner.density import Usual, novelty_scores
 from learner.encoder import Encoded, Encoder
 from learner.readout import ReadOut
 from learner.recent import Recent, recent_features
-from learner.report import Life, Prediction
+from learner.report import Expansion, Life, Prediction
 from learner.samples import Label, checked_samples
 from learner.token_network import TokenNetwork
 from learner.tokenizer import TOKEN_STEP
@@ -47,6 +47,8 @@ class AdaptiveExpert:
     own: ReadOut | None = None
     reads: int | None = None
     """Id of the frozen expert whose features its ViT adds to its own."""
+    expansion: Expansion | None = None
+    """Why it was born; None for the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

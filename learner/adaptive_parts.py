@@ -100,7 +100,8 @@ class AdaptiveParts:
         config = self.config
         tokens = encoder.token_shape if encoder else (0,)
         each = math.prod(config.input_shape) * (1 if len(config.input_shape) == 3 else 4)
-        most = config.capacity or max(1000, config.replay_bytes // (each + math.prod(tokens)))
+        most = max(1000, config.replay_bytes // (each + math.prod(tokens)))
+        most = min(most, config.capacity or most)
         replay = ReplayBuffer(most, config.input_shape, salt=config.seed, device=self.device)
         replay.register("tokens", tokens, torch.int8)
         replay.register("ready", (), torch.bool)

@@ -10,7 +10,7 @@ Dimension key: B batch, J frozen experts, V view.
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Generator, Tensor
@@ -18,27 +18,13 @@ from torch import Generator, Tensor
 from learner.adaptive_mixture import AdaptiveExpert, Answer
 from learner.density import Usual, novelty_scores
 from learner.detector import ChangeDetector, ErrorDetector
+from learner.report import Expansion
 from learner.vae import VAE
 
-Cause = Literal["inputs", "errors"]
 WARM_UP = 200
 """Samples of an expert before its copy scores what arrives."""
 FAMILIAR = 0.05
 """p-value above which a sample counts as familiar to the error detector."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expansion:
-    """Why an expert was born."""
-
-    cause: Cause
-    """`inputs` look different, or familiar inputs have other labels (`errors`)."""
-    novelty: float
-    """log10 of the evidence."""
-    threshold: float
-    """log10 of horizon / alpha."""
-    p_value: float | None
-    """Of the sample that raised the alarm; None for `errors`."""
 
 
 @dataclass(frozen=True, slots=True)

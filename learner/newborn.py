@@ -9,16 +9,16 @@ Dimension key: K classes.
 import copy
 
 import torch
-from torch import Generator, nn
+from torch import Generator
 
 from learner.adaptive_config import AdaptiveConfig
 from learner.adaptive_mixture import AdaptiveExpert, AdaptiveMixture, Answer
 from learner.density import density_model, hollow_density
 from learner.encoder import Encoder
 from learner.expert import hollow, initialised
-from learner.growth import Expansion
-from learner.report import Life
+from learner.report import Expansion, Life
 from learner.token_network import TokenNetwork
+from learner.vae import VAE
 
 
 def first_expert(
@@ -52,6 +52,7 @@ def heir(
         network=network,
         vae=vae,
         reads=nearest.life.id if reads else None,
+        expansion=expansion,
     )
 
 
@@ -63,7 +64,7 @@ def hollow_network(mixture: AdaptiveMixture, *, classes: int, reads: bool) -> To
     return hollow(lambda: _network(encoder, config, classes=classes, reads=reads))
 
 
-def hollow_vae(mixture: AdaptiveMixture) -> nn.Module:
+def hollow_vae(mixture: AdaptiveMixture) -> VAE:
     """Return the density model of an expert without values, to be filled."""
     return hollow_density(mixture.encoder.view.values if mixture.encoder else 1)
 

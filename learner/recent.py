@@ -172,4 +172,5 @@ def _solved(gram_LFF: Tensor, sums_LFK: Tensor) -> Tensor:
     """Return the ridge solutions, [L, F, K]."""
     eye_FF = torch.eye(gram_LFF.shape[1])
     factor_LFF = torch.linalg.cholesky(gram_LFF.double() + _RIDGE * eye_FF.double())
-    return torch.cholesky_solve(sums_LFK.double(), factor_LFF).float()
+    weight_LFK = torch.cholesky_solve(sums_LFK.double(), factor_LFF).float()
+    return weight_LFK.contiguous()  # the bits of a product depend on the layout

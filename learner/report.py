@@ -5,6 +5,7 @@ Dimension key: B samples, K classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -55,6 +56,20 @@ class Life:
     frozen_step: int | None = None
     novelty: float | None = None
     """The novelty that caused its birth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Why an expert of preset `default` was born."""
+
+    cause: Literal["inputs", "errors"]
+    """`inputs` look different, or familiar inputs have other labels (`errors`)."""
+    novelty: float
+    """log10 of the evidence."""
+    threshold: float
+    """log10 of horizon / alpha."""
+    p_value: float | None
+    """Of the sample that raised the alarm; None for `errors`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

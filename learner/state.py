@@ -21,8 +21,10 @@ from learner.mixture import Mixture
 from learner.report import Life, Losses
 from learner.scaler import Scaler
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of one parameter
-_DAMAGE = (KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam and AdamW keep of one parameter."""
+DAMAGE = (KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""What a state that does not fit may make a constructor raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def dump(levit: LEViT) -> LearnerState:
     tensors |= {"scaler.mean": mixture.scaler.mean_V, "scaler.square": mixture.scaler.square_V}
     moments = _moments(levit)
     for name, state in moments.items():
-        tensors |= {f"optimizer.{moment}.{name}": state[moment] for moment in _MOMENTS}
+        tensors |= {f"optimizer.{moment}.{name}": state[moment] for moment in MOMENTS}
     tensors["generator"] = levit.generator.get_state()
     n = len(memory)
     tensors |= {
@@ -86,7 +88,7 @@ def restore(state: LearnerState, *, device: str = "cpu") -> LEViT:
         _restore_counts(levit, state.values)
         _restore_optimizer(levit, own)
         _restore_memory(levit, own)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise StateError(f"the state does not fit its configuration: {error}") from error
     return levit
 
@@ -117,7 +119,7 @@ def restore_for_prediction(state: LearnerState, *, device: str = "cpu") -> Mixtu
             mixture.experts.append(_fill(hollow(make), tensors, f"experts.{life['id']}."))
         mixture.settle()
         return mixture.to(mixture.device)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise StateError(f"the state does not fit its configuration: {error}") from error
 
 

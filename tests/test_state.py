@@ -6,7 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from learner import LearnerConfig, LearnerState, StateError, dump, restore, restore_for_prediction
+from learner import LearnerConfig, StateError
+from learner.state import LearnerState, dump, restore, restore_for_prediction
 from tests.streams import CONFIGS, Shift, digest, learned, phases
 
 

@@ -149,6 +149,9 @@ METRICS = {
     "levit_stream_gap_entries",
 }
 FRONT_DOOR = [
+    "AdaptiveConfig",
+    "AdaptiveLEViT",
+    "AdaptiveMixture",
     "ConfigError",
     "LEViT",
     "LearnerConfig",

@@ -1,0 +1,46 @@
+"""One door to the state of learners of either preset; the state says which one it is of. Ours."""
+
+from learner import adaptive_served, adaptive_state, state
+from learner.adaptive import AdaptiveLEViT
+from learner.adaptive_mixture import AdaptiveMixture
+from learner.levit import LEViT
+from learner.mixture import Mixture
+from learner.state import LearnerState
+
+
+def dump(learner: LEViT | AdaptiveLEViT) -> LearnerState:
+    """Return the whole state; saving changes nothing."""
+    if isinstance(learner, AdaptiveLEViT):
+        return adaptive_state.dump(learner)
+    return state.dump(learner)
+
+
+def restore(saved: LearnerState, *, device: str = "cpu") -> LEViT | AdaptiveLEViT:
+    """Return the learner that `dump` described; continuing is bit-equal to never having stopped.
+
+    It shares nothing with the saved state, which may be restored again.
+
+    Raises:
+        StateError: naming what is missing or of another shape.
+    """
+    if _preset(saved) == "default":
+        return adaptive_state.restore(saved, device=device)
+    return state.restore(saved, device=device)
+
+
+def restore_for_prediction(
+    saved: LearnerState, *, device: str = "cpu"
+) -> Mixture | AdaptiveMixture:
+    """Return the mixture that answers as the dumped learner does; it may share the tensors.
+
+    Raises:
+        StateError: naming what is missing or of another shape.
+    """
+    if _preset(saved) == "default":
+        return adaptive_served.restore_for_prediction(saved, device=device)
+    return state.restore_for_prediction(saved, device=device)
+
+
+def _preset(saved: LearnerState) -> str:
+    preset: str = saved.values.get("config", {}).get("preset", "paper")
+    return preset
