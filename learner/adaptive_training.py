@@ -98,11 +98,11 @@ class AdaptiveTraining:
     def learn_views(self, view_BV: Tensor, generator: Generator) -> float:
         """Take one VAE step per `PER_STEP` views and return the mean negative ELBO per value."""
         total = 0.0
-        for part in view_BV.split(PER_STEP):
+        for part in view_BV.split(PER_STEP) if len(view_BV) else ():
             loss = density_loss(self.mixture.active.vae, part, generator)
             self._step(self.density, loss, "negative ELBO")
             total += loss.item() * len(part)
-        return total / len(view_BV)
+        return total / max(1, len(view_BV))
 
     def learn_lessons(self, lessons: Iterable[Lesson]) -> float | None:
         """Take one ViT step per lesson and return the mean cross-entropy, None without any."""
@@ -136,8 +136,9 @@ class AdaptiveTraining:
         encoded, expert = answer.encoded, self.mixture.active
         scores_B = novelty_scores(expert.vae, encoded.view_BV)
         expert.usual = expert.usual.learned(scores_B, answer.standard_BE[:, -1])
-        elbo = self.learn_views(encoded.view_BV, generator)
-        spent = float(TRAINED * len(y_B))
+        views_BV = encoded.view_BV[: max(0, int(left / TRAINED))]
+        elbo = self.learn_views(views_BV, generator)
+        spent = float(TRAINED * len(views_BV))
         if not len(self.mixture.classes):
             return Losses(None, elbo), spent
         self.show_classes(len(self.mixture.classes), generator)

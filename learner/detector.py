@@ -88,7 +88,8 @@ class ChangeDetector:
         """((1 - r) / (1 + r))^2 for the p-values' autocorrelation r at lag one, in (0, 1].
 
         What share of them is news, squared: one factor let a wandering stream (r = 0.9) alarm 11
-        times in 20,000 samples, two let it alarm twice, none 135 times. Only what `SURE` standard errors vouch for counts as r.
+        times in 20,000 samples, two let it alarm twice, none 135 times. Only what `SURE` standard
+        errors vouch for counts as r.
         """
         return _calm(self.lags)
 
