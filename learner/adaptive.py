@@ -19,7 +19,7 @@ from learner.adaptive_mixture import Answer
 from learner.adaptive_parts import AdaptiveParts
 from learner.adaptive_training import FORWARD, AdaptiveTraining
 from learner.arrivals import Arrivals
-from learner.encoder import Encoder
+from learner.encoder import SMOOTH, Encoder
 from learner.held_out import fallen_bound
 from learner.knowledge import Knowledge
 from learner.newborn import first_expert, heir
@@ -145,7 +145,7 @@ class AdaptiveLEViT(AdaptiveParts):
         encoder = mixture.encoder = Encoder.fitted(x, config, self.generator)
         mixture.experts = [first_expert(encoder, config, self.generator, self.counts.step)]
         self.knowledge = Knowledge(encoder.features, encoder.own_features, self.device)
-        mixture.recent = Recent.fresh(recent_width(encoder.own_features, encoder.view.values))
+        mixture.recent = Recent.fresh(recent_width(SMOOTH, encoder.view.values))
         self.training = AdaptiveTraining(mixture) if config.budget > 0 else None
         self.replay = self.fresh_buffer(encoder)
         return mixture.answer(encoder(x))
@@ -196,11 +196,11 @@ class AdaptiveLEViT(AdaptiveParts):
         mixture, encoded = self.mixture, answer.encoded
         if mixture.recent is None or len(rows_L) == 0:
             return
-        features_BF = recent_features(encoded.own_BO, encoded.view_BV)[rows_L]
+        features_BF = recent_features(encoded.smooth_BS, encoded.view_BV)[rows_L]
         mixture.recent = mixture.recent.learned(
             features_BF, y_B[rows_L], answer.past_BK[rows_L], len(mixture.classes)
         )
-        mixture.overruled = mixture.recent.overrules(mixture.counts_K)
+        mixture.overruled = mixture.recent.overrules(mixture.counts_K, mixture.active.life.samples)
 
     def _grow(self, answer: Answer, right_L: Tensor, y_B: Tensor) -> Expansion | None:
         """Freeze the active expert and start its heir if the evidence says so."""
@@ -221,7 +221,7 @@ class AdaptiveLEViT(AdaptiveParts):
         self.mixture.experts.append(heir(self.mixture, answer, expansion, self.counts.step))
         self.knowledge.begin_own()
         self.counts.expansions += 1
-        self.training.restart()
+        self.training.succeed()
         return expansion
 
     def _errors(self, right_L: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,6 +92,13 @@ class AdaptiveMixture:
         """The expert that learns."""
         return self.experts[-1]
 
+    @property
+    def trust(self) -> dict[str, float]:
+        """Weight of each part in the pool of all samples, >= 0; empty before any evidence."""
+        if not self.pools:
+            return {}
+        return dict(zip(PARTS, self.pools[ALL].weight_M.tolist(), strict=True))
+
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor that it holds."""
         if self.encoder is not None:
@@ -149,7 +156,7 @@ class AdaptiveMixture:
         past_BK = self._pooled(logp_MBK, routed_B)
         probabilities_BK = past_BK
         if self.overruled and self.recent is not None:
-            features_BF = recent_features(encoded.own_BO, encoded.view_BV)
+            features_BF = recent_features(encoded.smooth_BS, encoded.view_BV)
             probabilities_BK = self.recent.probabilities(features_BF, past_BK)
         return Answer(
             encoded=encoded,

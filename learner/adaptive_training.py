@@ -74,6 +74,18 @@ class AdaptiveTraining:
         )
         self.density = torch.optim.Adam(expert.vae.parameters(), lr=_DENSITY_RATE, fused=True)
 
+    def succeed(self) -> None:
+        """Begin with the optimisers of a newborn heir; moments are inherited as weights are."""
+        parent, heir = self.mixture.experts[-2:]
+        earlier = self.network.state, self.density.state
+        self.restart()
+        pairs = ((parent.network, heir.network), (parent.vae, heir.vae))
+        for optimizer, state, (old, new) in zip(self.optimizers, earlier, pairs, strict=True):
+            theirs = dict(old.named_parameters())
+            for name, parameter in new.named_parameters():
+                moments = state.get(theirs[name], {}) if name in theirs else {}
+                optimizer.state[parameter] = {k: v.clone() for k, v in moments.items()}
+
     @torch.no_grad()
     def show_classes(self, classes: int, generator: Generator) -> None:
         """Widen the active classifier to `classes` columns, and its moments with it."""

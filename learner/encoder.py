@@ -2,7 +2,8 @@
 
 Images: features from patches. Series: from patches and, for what patches lose (level, slow trends),
 random Fourier features of the compact view. Vectors: random Fourier features and the view. Ours.
-Dimension key: B batch, F features, O own features, R renditions, N tokens, E token width, V view.
+Dimension key: B batch, F features, O own features, S smooth features, R renditions, N tokens, E
+token width, V view.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,11 @@ from learner.adaptive_config import AdaptiveConfig
 from learner.tokenizer import TOKEN_STEP, Tokenizer, fitted
 from learner.view import FourierFeatures, View
 
-KERNEL_WIDTH = 0.9  # of the Gaussian kernel, in typical distances between samples
+KERNEL_WIDTH, SMOOTH_WIDTH = 0.9, 1.6
+"""Of the Gaussian kernels, in typical distances between samples: of own read-outs, and of read-outs
+that forget, which have few samples and need smooth functions."""
+SMOOTH = 100
+"""Fourier features of read-outs that forget."""
 _SERIES_SHARE = 4  # of a series' features, one in so many is a Fourier feature
 
 
@@ -32,12 +37,8 @@ class Encoded:
     """int8, in units of TOKEN_STEP."""
     view_BV: Tensor
     """Standardised, float32."""
-
-    def __getitem__(self, rows: Tensor) -> Self:
-        """Return the chosen samples."""
-        return type(self)(
-            self.features_BF[rows], self.own_BO[rows], self.tokens_BRNE[rows], self.view_BV[rows]
-        )
+    smooth_BS: Tensor
+    """Of read-outs that forget: Fourier features of a wide kernel, float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Encoder:
     patches: Tokenizer | None
     view: View
     fourier: FourierFeatures
+    smooth: FourierFeatures
 
     @classmethod
     def fitted(cls, x: Tensor, config: AdaptiveConfig, generator: Generator) -> Self:
@@ -57,23 +59,24 @@ class Encoder:
         fourier = FourierFeatures.drawn(
             view.values, config.own_features, generator, width=KERNEL_WIDTH
         )
+        smooth = FourierFeatures.drawn(view.values, SMOOTH, generator, width=SMOOTH_WIDTH)
         patches = None
         if len(shape) > 1:
             room = most - most // _SERIES_SHARE if len(shape) == 2 else most
             patches = fitted(x, room, generator)
-        return cls(shape, patches, view, fourier)
+        return cls(shape, patches, view, fourier, smooth)
 
     def __call__(self, x: Tensor) -> Encoded:
         """Return what samples [B, ...] become."""
         view_BV = self.view(x)
-        own_BO = self.fourier(view_BV)
+        own_BO, smooth_BS = self.fourier(view_BV), self.smooth(view_BV)
         if self.patches is None:
             tokens = (view_BV / TOKEN_STEP).round().clamp(-127, 127).to(torch.int8)
             features = torch.cat([own_BO, view_BV / self.view.values**0.5], 1)
-            return Encoded(features, own_BO, tokens[:, None, None], view_BV)
+            return Encoded(features, own_BO, tokens[:, None, None], view_BV, smooth_BS)
         grids = self.patches(x)
         features = torch.cat([grids.features_BF, own_BO[:, : self._fourier_share]], 1)
-        return Encoded(features, own_BO, grids.tokens_BRNE, view_BV)
+        return Encoded(features, own_BO, grids.tokens_BRNE, view_BV, smooth_BS)
 
     def tokens(self, x: Tensor) -> Tensor:
         """Return the tokens of samples alone, int8 [B, R, N, E]; the bits that a call gives."""
@@ -114,7 +117,8 @@ class Encoder:
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by name."""
         named = {f"view.{name}": t for name, t in self.view.tensors().items()}
-        named |= {"fourier.weight": self.fourier.weight_VD, "fourier.phase": self.fourier.phase_D}
+        for name, kernel in (("fourier", self.fourier), ("smooth", self.smooth)):
+            named |= {f"{name}.weight": kernel.weight_VD, f"{name}.phase": kernel.phase_D}
         if self.patches is not None:
             named |= {f"patches.{name}": t for name, t in self.patches.tensors().items()}
         return named
@@ -135,5 +139,8 @@ class Encoder:
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
         patches = Tokenizer.restored(under("patches."), **values) if values else None
-        fourier = FourierFeatures(tensors["fourier.weight"], tensors["fourier.phase"])
-        return cls(shape, patches, View.restored(under("view.")), fourier)
+        fourier, smooth = (
+            FourierFeatures(tensors[f"{name}.weight"], tensors[f"{name}.phase"])
+            for name in ("fourier", "smooth")
+        )
+        return cls(shape, patches, View.restored(under("view.")), fourier, smooth)

@@ -16,30 +16,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HALF_LIVES = (25.0, 50.0, 200.0, 800.0, 3200.0)
+HALF_LIVES = (12.0, 25.0, 50.0, 200.0, 800.0, 3200.0)
 """Labelled samples after which one counts half."""
-COSINES, LINEAR = 200, 64
-"""Most Fourier features and values of the view that these read-outs see."""
+LINEAR = 64
+"""Most values of the view that these read-outs see beside Fourier features."""
 _RIDGE = 0.01
 _MEMORY = 0.98  # what the evidence of one mini-batch of 10 weighs against the next
 _SURE = 0.02  # least probability that a read-out is taken to give
 _WINDOW = 0.999  # fading of the tallies: about the last 1,000 labelled samples
-_ENOUGH = 3000.0  # labelled samples before the present, the last 1,000, can contradict a past
+_ENOUGH = 2000.0  # labelled samples before the present, the last 1,000, can contradict a past
 _REPRESENTATIVE = 0.25  # most total variation distance of recent labels from all labels
-_CLEARLY = 4.0  # standard deviations by which the present must have been right more often
+_CLEARLY = 2.0  # standard deviations by which the present must have been right more often
 
 
-def recent_width(own_features: int, values: int) -> int:
-    """Return F for own features and values of the view."""
-    return min(COSINES, own_features) + min(LINEAR, values) + 1
+def recent_width(smooth: int, values: int) -> int:
+    """Return F for smooth features and values of the view."""
+    return smooth + min(LINEAR, values) + 1
 
 
-def recent_features(own_BO: Tensor, view_BV: Tensor) -> Tensor:
+def recent_features(smooth_BS: Tensor, view_BV: Tensor) -> Tensor:
     """Return what the forgetting read-outs see, float32 [B, F]."""
-    ones_B1 = own_BO.new_ones(len(own_BO), 1)
-    cosines = own_BO[:, :COSINES]
-    cosines = cosines * (own_BO.shape[1] / cosines.shape[1]) ** 0.5
-    return torch.cat([3 * cosines, 0.3 * view_BV[:, :LINEAR], ones_B1], 1)
+    ones_B1 = view_BV.new_ones(len(view_BV), 1)
+    return torch.cat([3 * smooth_BS, 0.3 * view_BV[:, :LINEAR], ones_B1], 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +75,18 @@ class Recent:
         trust_L = self.evidence_L.softmax(0).float()
         return torch.einsum("l,lbk->bk", trust_L, voices)
 
-    def overrules(self, counts_K: Tensor) -> bool:
+    def overrules(self, counts_K: Tensor, familiar: int) -> bool:
         """Return whether labels contradict the past: the present has been right clearly more often.
 
-        Only while recent labels are a fair sample of all labels; on a class-ordered stream whoever
-        says "the current class" is right, and trusting it is how old classes are lost.
+        Only on familiar inputs, and while recent labels are a fair sample of all labels: on a
+        class-ordered stream whoever says "the current class" is right, where inputs are new
+        whoever forgets is, and trusting them is how the past is lost.
 
         Args:
             counts_K: labelled samples of each class since the start.
+            familiar: samples since inputs last looked new.
         """
-        if len(counts_K) != len(self.recent_K) or counts_K.sum() < _ENOUGH:
+        if len(counts_K) != len(self.recent_K) or min(counts_K.sum().item(), familiar) < _ENOUGH:
             return False
         share_K, lately_K = counts_K / counts_K.sum(), self.recent_K / self.recent_K.sum()
         if 0.5 * (share_K - lately_K).abs().sum() > _REPRESENTATIVE:

@@ -172,7 +172,9 @@ def _sizes(most_features: int, values: int, places: int, *, series: bool) -> tup
     most_filters = _FILTERS_PER_VALUE * values
     grid = min(places, 4 if series else 2)
     cells = grid if series else grid**2
-    while not series and grid < min(places, 4) and 2 * most_filters * (grid + 1) ** 2 <= most_features:
+    while (
+        not series and grid < min(places, 4) and 2 * most_filters * (grid + 1) ** 2 <= most_features
+    ):
         grid += 1
         cells = grid**2
     return grid, max(1, min(most_filters, most_features // (2 * cells)))
