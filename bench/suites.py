@@ -10,6 +10,8 @@ from service.errors import SettingsError
 
 GREY = ("split_mnist", "split_mnist_fashion", "permuted_mnist", "permuted_mnist_6000", "uci_har")
 COLOUR = ("split_cifar10", "blurred_cifar10", "gradual_cifar10")
+CONTRIBUTIONS = ("split_digits", "permuted_mnist", "uci_har", "noaa_weather")
+"""Streams on which each part of the default learner is taken out; small ones."""
 IN_TIME = ("electricity", "noaa_weather")
 
 COMPARED = ("er", "slda", "randumb")
@@ -64,6 +66,7 @@ SUITES: Mapping[str, Sequence[Entry]] = {
         *_entries(["split_digits"], ["randumb"], 3, features=500),
         *_entries(["split_digits"], ["paper"], 1, capacity=200),
         *_entries(["blurred_digits"], ["er", "slda"], 1),
+        *_entries(["split_digits", "blurred_digits"], ["default"], 1, capacity=200),
     ],
     "quick": [
         *(
@@ -76,6 +79,12 @@ SUITES: Mapping[str, Sequence[Entry]] = {
         ["blurred_mnist", "rotating_mnist", "fsdd", "avdigits_image"], [*COMPARED, "paper"], 1
     ),
     "headline": [
+        *_entries(GREY, ["default"], 1, capacity=2000),
+        *_entries(COLOUR, ["default"], 1, capacity=1000),
+        *_entries([*GREY, *COLOUR, *IN_TIME], ["default"], 1),
+        *_entries(["unchanging_mnist"], ["default"], 3),
+        *_entries(["split_cifar10"], ["default"], 1, budget=0, statistics_mib=18),
+        *_entries(["split_mnist"], ["default"], 1, budget=0, statistics_mib=4),
         *_entries([*GREY, "unchanging_mnist"], COMPARED, 5),
         *_entries(["split_mnist"], ["finetune", "ncm"], 5),
         *_entries(COLOUR, ["slda", "randumb"], 3),
@@ -91,6 +100,12 @@ SUITES: Mapping[str, Sequence[Entry]] = {
             for stream in IN_TIME
             for method in PREQUENTIAL
         ),
+    ],
+    "contributions": [
+        *_entries(CONTRIBUTIONS, ["default", "slda"], 1),
+        *_entries(CONTRIBUTIONS, ["default"], 1, budget=0),
+        *_entries(CONTRIBUTIONS, ["default"], 1, fusion="none"),
+        *_entries(CONTRIBUTIONS, ["default"], 1, expansion=False),
     ],
 }
 """Every suite by name."""
