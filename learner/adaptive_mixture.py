@@ -33,6 +33,7 @@ PARTS = ("memory", "own", "network", "routed", "prior")
 ALL = -1
 """Key of the pool that answers where an expert has none of its own."""
 GROWN = 100  # samples before an expert may be routed to while another exists
+_NEAR = 3.0  # standard score under the active expert up to which the present has a say
 _NOTHING = -30.0  # log-probability of a class that a part does not know
 
 
@@ -157,7 +158,9 @@ class AdaptiveMixture:
         probabilities_BK = past_BK
         if self.overruled and self.recent is not None:
             features_BF = recent_features(encoded.smooth_BS, encoded.view_BV)
-            probabilities_BK = self.recent.probabilities(features_BF, past_BK)
+            present_BK = self.recent.probabilities(features_BF, past_BK)
+            near_B1 = standard_BE[:, -1:] < _NEAR
+            probabilities_BK = torch.where(near_B1, present_BK, past_BK)
         return Answer(
             encoded=encoded,
             standard_BE=standard_BE,

@@ -75,18 +75,16 @@ class Recent:
         trust_L = self.evidence_L.softmax(0).float()
         return torch.einsum("l,lbk->bk", trust_L, voices)
 
-    def overrules(self, counts_K: Tensor, familiar: int) -> bool:
+    def overrules(self, counts_K: Tensor) -> bool:
         """Return whether labels contradict the past: the present has been right clearly more often.
 
-        Only on familiar inputs, and while recent labels are a fair sample of all labels: on a
-        class-ordered stream whoever says "the current class" is right, where inputs are new
-        whoever forgets is, and trusting them is how the past is lost.
+        Only while recent labels are a fair sample of all labels: on a class-ordered stream whoever
+        says "the current class" is right, and trusting it is how old classes are lost.
 
         Args:
             counts_K: labelled samples of each class since the start.
-            familiar: samples since inputs last looked new.
         """
-        if len(counts_K) != len(self.recent_K) or min(counts_K.sum().item(), familiar) < _ENOUGH:
+        if len(counts_K) != len(self.recent_K) or counts_K.sum() < _ENOUGH:
             return False
         share_K, lately_K = counts_K / counts_K.sum(), self.recent_K / self.recent_K.sum()
         if 0.5 * (share_K - lately_K).abs().sum() > _REPRESENTATIVE:
