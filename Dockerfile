@@ -18,7 +18,7 @@ FROM python:3.11-slim-bookworm
 COPY --from=build /venv /venv
 RUN install --directory --owner=10001 --group=10001 --mode=700 /state
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    LEVIT_STATE_DIR=/state LEVIT_HOST=0.0.0.0
+    OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0 LEVIT_STATE_DIR=/state LEVIT_HOST=0.0.0.0
 USER 10001:10001
 VOLUME /state
 EXPOSE 8000 9101

@@ -5,25 +5,29 @@ Pure: no clock, no file, no network, no environment, no global random state.
 
 from learner.adaptive import AdaptiveLEViT
 from learner.adaptive_config import AdaptiveConfig
-from learner.adaptive_mixture import AdaptiveMixture
+from learner.adaptive_mixture import PARTS, AdaptiveExpert, AdaptiveMixture
 from learner.config import LearnerConfig, paper
 from learner.errors import ConfigError, LearnerError, NonFiniteError, ShapeError, StateError
 from learner.levit import LEViT
 from learner.mixture import Mixture
 from learner.presets import dump, restore, restore_for_prediction
-from learner.report import ObserveReport, Prediction
+from learner.report import Expansion, Life, ObserveReport, Prediction
 from learner.scaler import unit
 from learner.state import LearnerState
 
 __all__ = [
+    "PARTS",
     "AdaptiveConfig",
+    "AdaptiveExpert",
     "AdaptiveLEViT",
     "AdaptiveMixture",
     "ConfigError",
+    "Expansion",
     "LEViT",
     "LearnerConfig",
     "LearnerError",
     "LearnerState",
+    "Life",
     "Mixture",
     "NonFiniteError",
     "ObserveReport",

@@ -4,6 +4,7 @@ Parts: `memory`, the analytic read-out of all labelled samples; `own`, the read-
 whose inputs a sample resembles; `network`, the active expert's ViT; `routed`, the ViT of the
 resembling expert; `prior`, how frequent classes were. Read-outs that forget may overrule them all
 when labels contradict the past (`learner.recent`).
+Ours, but for the fusion (LEViT).
 INVARIANT: the last expert is the active one; all others are frozen and never change.
 Dimension key: B batch, E experts, M parts, K classes, R renditions, N tokens, D width.
 """

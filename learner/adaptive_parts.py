@@ -1,6 +1,6 @@
 """What the learner of preset `default` consists of, its size, and the way back one mini-batch.
 
-`learner.adaptive` says what it does with it.
+`learner.adaptive` says what it does with it. Ours.
 """
 
 import math

@@ -39,10 +39,9 @@ from learner.state import DAMAGE, MOMENTS, LearnerState
 def dump(levit: AdaptiveLEViT) -> LearnerState:
     """Return the whole state; saving changes nothing."""
     tensors = answering(levit.mixture) | _learning(levit)
-    shapes = {name: [str(t.dtype), *t.shape] for name, t in tensors.items()}
-    return LearnerState(
-        tensors, answering_values(levit.mixture) | _values(levit) | {"shapes": shapes}
-    )
+    values = answering_values(levit.mixture) | _values(levit, tensors)
+    values["shapes"] = {name: [str(t.dtype), *t.shape] for name, t in tensors.items()}
+    return LearnerState(tensors, values)
 
 
 def restore(state: LearnerState, *, device: str = "cpu") -> AdaptiveLEViT:
@@ -92,7 +91,7 @@ def _learning(levit: AdaptiveLEViT) -> dict[str, Tensor]:
     return tensors
 
 
-def _values(levit: AdaptiveLEViT) -> dict[str, Any]:
+def _values(levit: AdaptiveLEViT, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     growth, known = levit.growth, levit.knowledge
     return {
         "counts": asdict(levit.counts),
@@ -105,6 +104,8 @@ def _values(levit: AdaptiveLEViT) -> dict[str, Any]:
         "scorer": None if growth.scorer is None else asdict(growth.scorer.usual),
         "due": growth.due,
         "pending": sum(len(part.y_B) for part in levit.pending),
+        "pending_dtype": _dtype(tensors.get("pending.x")),
+        "replay_dtype": _dtype(tensors["replay.x"]),
     }
 
 
@@ -176,3 +177,7 @@ def _moments(levit: AdaptiveLEViT) -> dict[str, dict[str, dict[str, Tensor]]]:
             states = {name: optimizer.state.get(p) for name, p in parameters.items()}
             found[which] = {name: state for name, state in states.items() if state}
     return found
+
+
+def _dtype(tensor: Tensor | None) -> str | None:
+    return None if tensor is None else str(tensor.dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 All of it happens by count: read-outs are solved anew when labelled samples have grown by a share or
 a class is new, the held-out slice is asked when they have grown by half or an expert is young.
+Ours.
 Dimension key: B batch, F features, O own features, K classes.
 """
 

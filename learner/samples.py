@@ -31,7 +31,8 @@ def checked_samples(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise ShapeError("expected finite values, got NaN or infinity")
     if x.dtype == torch.float32 and image and (x.min() < 0 or x.max() > 1):
         raise ShapeError(f"expected values in [0, 1], got {x.min():g} to {x.max():g}")
-    return x.contiguous()  # the bits of a convolution depend on the layout
+    # The bits of a convolution depend on the layout; of one channel `contiguous` keeps any strides.
+    return x.contiguous().view(-1).view(x.shape)
 
 
 def class_indexes(

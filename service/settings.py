@@ -16,6 +16,17 @@ from service.errors import SettingsError
 from service.inputs import InputSchema
 
 PREFIX = "LEVIT_"
+PAPER_ONLY = frozenset({"expert", "threshold", "replay_per_batch", "patch"})
+DEFAULT_ONLY = frozenset(
+    {
+        "budget",
+        "statistics_bytes",
+        "replay_bytes",
+        "false_expansion_probability",
+        "false_expansion_horizon",
+    }
+)
+"""Settings of the learner that only one preset knows."""
 
 
 class Settings(BaseSettings):
@@ -65,30 +76,40 @@ class Settings(BaseSettings):
     """Classes with a metric series of their own; the rest is counted as `other`."""
 
     # The learner; fixed for the life of a state directory
-    preset: Literal["paper"] = Field(default="paper")
-    """Which learner: `paper` is LEViT as published."""
+    preset: Literal["default", "paper"] = Field(default="default")
+    """Which learner: `default`, or `paper`, LEViT as published."""
     seed: int = Field(default=0, ge=0)
     """Seed of the learner's generator."""
     expert: Literal["vit", "dnn"] = Field(default="vit")
-    """Expert kind for images; vectors and series always use `dnn`."""
+    """`paper`: expert kind for images; vectors and series always use `dnn`."""
     fusion: Literal["none", "fixed", "gated"] = Field(default="gated")
     """How features of frozen experts enter the active one (dynamic knowledge fusion)."""
+    budget: float = Field(default=20.0, ge=0)
+    """`default`: sample-gradients spent per sample; a forward pass of one is 1, a backward 2."""
+    statistics_bytes: int = Field(default=64 * 2**20, ge=2**20)
+    """`default`: bytes of the sums that cannot forget; they set the number of filters."""
+    replay_bytes: int = Field(default=512 * 2**20, ge=16 * 2**20)
+    """`default`: bytes of the replay memory; half of Redis, so that the log has the other half."""
+    false_expansion_probability: float = Field(default=0.01, gt=0, lt=1)
+    """`default`: chance of an expansion within the horizon while nothing changes."""
+    false_expansion_horizon: int = Field(default=100_000, ge=1)
+    """`default`: samples for which that chance holds."""
     threshold: float | None = Field(default=None, gt=0)
-    """Novelty at which the mixture expands (the paper's gamma); unset: max(0.1, 10 / capacity)."""
+    """`paper`: novelty at which it expands (the paper's gamma); unset: max(0.1, 10 / capacity)."""
     capacity: int | None = Field(default=None, ge=2)
-    """Samples in the replay memory; unset: the paper's (2,000, colour images 1,000)."""
+    """Most samples in the replay memory; unset: by its bytes, in `paper` 2,000 (colour 1,000)."""
     replay_per_batch: int = Field(default=54, ge=0)
-    """Memory samples trained on again for each arriving batch."""
+    """`paper`: memory samples trained on again for each arriving batch."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Step size of Adam; unset: 0.002."""
+    """Step size of Adam; unset: 0.001, in `paper` 0.002."""
     patch: int | None = Field(default=None, ge=1)
-    """Patch side in pixels; unset: the divisor that gives nearest to 16 tokens."""
+    """`paper`: patch side in pixels; unset: the divisor that gives nearest to 16 tokens."""
     max_experts: int = Field(default=32, ge=1)
     """Most experts; an expansion beyond is refused and counted."""
 
     # The worker and the API
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto")
-    """Where the worker trains; the API always answers on the CPU."""
+    """Where the worker trains; `default` and the API compute on the CPU."""
     worker_threads: int | None = Field(default=None, ge=1)
     """CPU threads of the worker's learner; unset: cores - 1, at least 1."""
     api_threads: int = Field(default=1, ge=1)
@@ -117,6 +138,11 @@ class Settings(BaseSettings):
         return None if self.input is None else InputSchema.parse(self.input)
 
     @property
+    def foreign(self) -> frozenset[str]:
+        """The settings that only another preset knows."""
+        return PAPER_ONLY if self.preset == "default" else DEFAULT_ONLY
+
+    @property
     def learner_threads(self) -> int:
         """CPU threads of the worker's learner."""
         return self.worker_threads or max(1, (os.cpu_count() or 1) - 1)
@@ -133,8 +159,24 @@ class Settings(BaseSettings):
         if unknown:
             raise SettingsError(f"unknown setting {unknown[0]}; `levit config` lists them all")
         try:
-            return cls(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+            settings = cls(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
             name = PREFIX + str(first["loc"][0]).upper()
             raise SettingsError(f"{name}: {first['msg']}, got {first['input']!r}") from None
+        return settings._checked()
+
+    def _checked(self) -> Self:
+        """Return these settings, if each that was made is known to the preset.
+
+        Raises:
+            SettingsError: naming setting and preset.
+        """
+        for name in self.foreign:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                other = "paper" if self.preset == "default" else "default"
+                raise SettingsError(
+                    f"{PREFIX}{name.upper()}: preset {self.preset} does not know it; unset it or "
+                    f"set {PREFIX}PRESET={other}"
+                )
+        return self

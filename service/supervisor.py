@@ -34,6 +34,8 @@ QUIET_S = 30.0
 """A child that lived this long has recovered."""
 STOP_S = 20.0
 """Longest wait for a child that was asked to end, before it is killed."""
+QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+"""OpenMP threads without work sleep: spinning, those of API and worker take each other's cores."""
 SETTINGS_ARE_WRONG = 2
 """Exit code after which a restart cannot help."""
 
@@ -170,6 +172,10 @@ def child_arguments(command: str) -> list[str]:
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """Return this process' environment with every setting made explicit, for its children."""
+    """Return this process' environment with every setting made explicit, for its children.
+
+    A wait policy of threads that is set already stays.
+    """
     made = {name: value for name, value in settings.model_dump().items() if value is not None}
-    return dict(os.environ) | {PREFIX + name.upper(): str(v) for name, v in made.items()}
+    told = {PREFIX + name.upper(): str(value) for name, value in made.items()}
+    return QUIET_THREADS | dict(os.environ) | told

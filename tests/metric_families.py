@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from service.engine.protocol import Summary
-from service.metrics import ApiMetrics, LearningCollector, WorkerMetrics
+from service.learned import LearningCollector
+from service.metrics import ApiMetrics, WorkerMetrics
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ FULL = Summary(
     replay_by_class=[10, 20, 30],
     replay_unlabelled=5,
     loss={"cross_entropy": 0.1, "negative_elbo": 9.0},
+    sample_gradients=1400.0,
+    part_accuracy={"memory": 0.9, "network": 0.8},
+    part_weight={"memory": 1.2, "network": 0.1},
+    held_out_samples=40,
+    overruled=False,
 )
 """A summary that fills every family of `LearningCollector`."""
 

@@ -126,7 +126,7 @@ def test_the_gpu_override_changes_the_worker_only() -> None:
     device = worker["deploy"]["resources"]["reservations"]["devices"][0]
 
     assert set(GPU["services"]) == {"worker"}
-    assert worker["environment"] == {"LEVIT_DEVICE": "cuda"}
+    assert worker["environment"] == {"LEVIT_DEVICE": "cuda", "LEVIT_PRESET": "paper"}
     assert device["capabilities"] == ["gpu"]
     assert set(worker["build"]["args"]) <= set(re.findall(r"^ARG (\w+)=", DOCKERFILE, re.MULTILINE))
 

@@ -1,4 +1,4 @@
-"""LEViT behind the seam: arrays in, arrays out, and the split of its state."""
+"""Preset `paper` behind the seam: arrays in, arrays out, and the split of its state."""
 
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ from tests.log_entries import digest
 
 ENGINES = LevitEngines(threads=1)
 SMALL = {
+    "preset": "paper",
     "capacity": 20,
     "replay_per_batch": 22,
     "threshold": 0.5,

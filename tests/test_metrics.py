@@ -4,7 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.engine.protocol import Summary
-from service.metrics import LearningCollector
+from service.learned import LearningCollector
 from tests.metric_families import FULL, learning
 
 

@@ -196,12 +196,23 @@ def test_a_part_that_keeps_failing_is_started_ever_more_slowly(
 def test_children_read_the_settings_of_their_parent(
     monkeypatch: pytest.MonkeyPatch, state_dir: Path
 ) -> None:
-    made = Settings(state_dir=state_dir, insecure=True, port=0, input="vector:3", threshold=0.5)
+    made = Settings(state_dir=state_dir, insecure=True, port=0, input="vector:3", budget=5.0)
 
     for name, value in child_environment(made).items():
         monkeypatch.setenv(name, value)
 
     assert Settings.read() == made
+
+
+def test_threads_of_children_do_not_spin_unless_they_are_told_to(
+    monkeypatch: pytest.MonkeyPatch, state_dir: Path
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("KMP_BLOCKTIME", "7")
+
+    environment = child_environment(Settings(state_dir=state_dir))
+
+    assert (environment["OMP_WAIT_POLICY"], environment["KMP_BLOCKTIME"]) == ("PASSIVE", "7")
 
 
 def test_on_sigterm_serve_stops_everything_and_exits_0(state_dir: Path) -> None:

@@ -29,7 +29,8 @@ from service.api.routes_watch import watch_routes
 from service.api.schemas import Problem
 from service.engine.protocol import Engines
 from service.errors import BadRequest, ServiceError, SettingsError
-from service.metrics import ApiMetrics, LearningCollector
+from service.learned import LearningCollector
+from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.store.append import Appender
 from service.store.server import server_url

@@ -42,7 +42,8 @@ class ObserveReport:
     correct: int
     """Labelled samples predicted right before they were learned (test-then-train)."""
     novelty: float | None
-    """The memory's novelty when it was last measured; None while the memory is not full."""
+    """log10 of the evidence for change in preset `default`; in `paper` the memory's novelty when it
+    was last measured. None while there is nothing to compare with."""
     expanded: bool
     """Whether the mixture expanded after this entry."""
     loss: Mapping[str, float]
@@ -62,7 +63,13 @@ class ExpertInfo:
     born_step: int
     frozen_step: int | None
     novelty: float | None
-    """The novelty that caused this expert's birth; None for the first two."""
+    """The novelty that caused this expert's birth; None for the first, in `paper` the first two."""
+    cause: str | None = None
+    """Why it was born, in preset `default`: `inputs` were new or `errors` more frequent."""
+    threshold: float | None = None
+    """What the novelty had reached."""
+    p_value: float | None = None
+    """Of the sample that raised the alarm, where `inputs` were the cause."""
     samples: int
     """Arriving samples it was trained on."""
     classes: Sequence[Label]
@@ -99,6 +106,17 @@ class Summary:
     parameters: int = 0
     state_bytes: int = 0
     """Bytes of the whole state: experts, optimiser, replay memory, bookkeeping."""
+    sample_gradients: float | None = None
+    """Spent since the start; a forward of one sample through one network is 1, a backward 2. None
+    where the preset does not count them, as in all that follows."""
+    part_weight: Mapping[str, float] = field(default_factory=dict)
+    """How much each part of the answer is trusted, >= 0."""
+    part_accuracy: Mapping[str, float] = field(default_factory=dict)
+    """Of each part alone on the held-out samples when they last decided, 0 to 1."""
+    held_out_samples: int | None = None
+    """How many decided then."""
+    overruled: bool | None = None
+    """Whether read-outs that forget answer in place of the past."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
