@@ -53,7 +53,7 @@ class Shift:
         """Return one sample of each class listed: uint8 images or float32 vectors."""
         noise = torch.rand(len(y_B), *self.shape, generator=self.generator)
         x = 0.8 * self.patterns[y_B] + 0.2 * noise
-        return x * 10 if len(self.shape) == 1 else (x * 255).round().to(torch.uint8)
+        return x * 10 if len(self.shape) < 3 else (x * 255).round().to(torch.uint8)
 
     def of(self, k: int, n: int) -> Tensor:
         """Return n samples of class k."""
