@@ -16,7 +16,7 @@ SLOW := crash or soak or browser
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint clean
+.PHONY: help install demo bench test test-fast lint clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,11 @@ demo: install ## Stream real data class by class into a fresh service; DATA=mnis
 test: lint ## The whole gate: lint, types, contracts, all tests
 	$(PYTEST) -n 2 -m "not ($(SLOW))" --cov --cov-report=
 	$(PYTEST) -m "$(SLOW)" --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=95
+	$(BIN)/levit bench --suite ci --jobs 2 --again
+
+bench: install ## Every number of README and bench/RESULTS.md; hours, goes on where it was stopped
+	$(BIN)/levit bench --suite headline
+	$(BIN)/levit bench --suite contributions
 
 test-fast: lint ## Like test, without crash, soak and browser tests
 	$(PYTEST) -n 2 -m "not ($(SLOW))"

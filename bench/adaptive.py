@@ -3,12 +3,15 @@
 Dimension key: B batch.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import learner
 from bench.methods import Cost, Facts
-from bench.presets import labels
+from bench.presets import TRAINED, labels
 
 
 class Default:
@@ -49,11 +52,42 @@ class Default:
             sample_gradients=own.counts.spent,
             experts=len(own.mixture.experts),
             expansions=own.counts.expansions,
+            flops=self._flops(),
         )
+
+    @torch.no_grad()
+    def _flops(self) -> float | None:
+        """Return the floating-point operations of encoding and of all sample-gradients so far.
+
+        Counted on one sample and multiplied; a backward pass counts as two forwards, closed forms
+        are left out.
+        """
+        own, mixture = self._learner, self._learner.mixture
+        if mixture.encoder is None:
+            return None
+        encoder, active = mixture.encoder, mixture.active
+        x = torch.zeros(1, *own.config.input_shape)
+        encoded = encoder(x)
+        tokens_1NE = encoded.tokens_BRNE[:, 0].float()
+        views = own.counts.samples if own.config.budget > 0 else 0
+        in_vit = max(0.0, own.counts.spent - TRAINED * views)
+        each = (
+            (own.counts.samples, lambda: encoder(x)),
+            (TRAINED * views, lambda: active.vae.score(encoded.view_BV)),
+            (in_vit, lambda: mixture.logits(active, tokens_1NE)),
+        )
+        return sum(times * _counted(work) for times, work in each)
 
     def novelty_trace(self) -> list[tuple[int, float]]:
         """Return (samples observed, log10 of the evidence for change) after every mini-batch."""
         return self._trace
+
+
+def _counted(work: Callable[[], object]) -> int:
+    """Return the floating-point operations of one call."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
 
 
 def default(  # noqa: PLR0913  the options of the preset, keyword-only
