@@ -35,6 +35,8 @@ from learner.newborn import hollow_vae
 from learner.report import Losses
 from learner.state import DAMAGE, MOMENTS, LearnerState
 
+_SOMETIMES_READ = ("marks", "optimizer", "pending", "pending_dtype", "replay_dtype")
+
 
 def dump(levit: AdaptiveLEViT) -> LearnerState:
     """Return the whole state; saving changes nothing."""
@@ -53,6 +55,9 @@ def restore(state: LearnerState, *, device: str = "cpu") -> AdaptiveLEViT:
         StateError: naming what is missing or of another shape.
     """
     check(state, served_only=False)
+    for name in _SOMETIMES_READ:
+        if name not in state.values:
+            raise StateError(f"{name} is missing")
     copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in state.tensors.items()}
     own = LearnerState(copies, state.values)
     mixture = restore_for_prediction(own, device=device)

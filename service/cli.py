@@ -146,7 +146,7 @@ def experts(url: Url = None) -> None:
     """Print the experts of the served model."""
     with Client(_address(url), retry_s=RETRY_S) as client:
         found = client.experts()
-    if not found["experts"]:
+    if not found["model_version"]:
         typer.echo("no model yet: nothing was learned so far")
         return
     columns = ("id", "state", "born_step", "frozen_step", "novelty", "samples", "parameters")

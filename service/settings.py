@@ -6,6 +6,7 @@ this class.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,17 +17,20 @@ from service.errors import SettingsError
 from service.inputs import InputSchema
 
 PREFIX = "LEVIT_"
-PAPER_ONLY = frozenset({"expert", "threshold", "replay_per_batch", "patch"})
-DEFAULT_ONLY = frozenset(
-    {
-        "budget",
-        "statistics_bytes",
-        "replay_bytes",
-        "false_expansion_probability",
-        "false_expansion_horizon",
-    }
-)
-"""Settings of the learner that only one preset knows."""
+Preset = Literal["default", "paper"]
+FOREIGN: Mapping[Preset, frozenset[str]] = {
+    "default": frozenset({"expert", "threshold", "replay_per_batch", "patch"}),
+    "paper": frozenset(
+        {
+            "budget",
+            "statistics_bytes",
+            "replay_bytes",
+            "false_expansion_probability",
+            "false_expansion_horizon",
+        }
+    ),
+}
+"""Settings of the learner that a preset does not know."""
 
 
 class Settings(BaseSettings):
@@ -76,7 +80,7 @@ class Settings(BaseSettings):
     """Classes with a metric series of their own; the rest is counted as `other`."""
 
     # The learner; fixed for the life of a state directory
-    preset: Literal["default", "paper"] = Field(default="default")
+    preset: Preset = Field(default="default")
     """Which learner: `default`, or `paper`, LEViT as published."""
     seed: int = Field(default=0, ge=0)
     """Seed of the learner's generator."""
@@ -138,11 +142,6 @@ class Settings(BaseSettings):
         return None if self.input is None else InputSchema.parse(self.input)
 
     @property
-    def foreign(self) -> frozenset[str]:
-        """The settings that only another preset knows."""
-        return PAPER_ONLY if self.preset == "default" else DEFAULT_ONLY
-
-    @property
     def learner_threads(self) -> int:
         """CPU threads of the worker's learner."""
         return self.worker_threads or max(1, (os.cpu_count() or 1) - 1)
@@ -172,7 +171,7 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: naming setting and preset.
         """
-        for name in self.foreign:
+        for name in FOREIGN[self.preset]:
             if getattr(self, name) != type(self).model_fields[name].default:
                 other = "paper" if self.preset == "default" else "default"
                 raise SettingsError(

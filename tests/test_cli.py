@@ -132,7 +132,7 @@ def test_a_file_is_observed_predicted_and_streamed_into_a_running_service(
     samples = {"x_train": data.x_train, "y_train": data.y_train, "x_test": data.x_test[:5]}
     np.savez("digits.npz", allow_pickle=False, **samples)
 
-    with running_service({"capacity": 20, "patch": 2, "replay_per_batch": 10}) as url:
+    with running_service({"statistics_bytes": 2**20, "budget": 5}) as url:
         observed = levit("observe", "digits.npz", "--url", url)
         with Client(url) as client:
             client.predict(data.x_test[:1])  # waits until the model is served

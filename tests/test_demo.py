@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from service.client import Client
 from service.datafile import BadDataFile
@@ -43,7 +45,16 @@ RESULT = Result(
     seconds=4.0,
     capacity=20,
     threshold=0.5,
+    state_bytes=2_500_000,
 )
+RUNS = [
+    report.Run(preset="default", result=RESULT, settings={"budget": 20.0}),
+    report.Run(
+        preset="paper",
+        result=replace(RESULT, accuracy=0.3, seconds=8.0),
+        settings={"replay_per_batch": 54, "patch": None},
+    ),
+]
 
 
 def test_the_digits_are_split_by_class_and_nothing_is_in_both_parts() -> None:
@@ -111,24 +122,45 @@ def test_predictions_are_asked_for_in_requests_that_a_body_may_hold() -> None:
 
 
 def test_the_table_names_every_number_that_matters() -> None:
-    console = Console(record=True, width=100, file=None)
+    text = _printed(report.table(DIGITS, RUNS[1:]))
 
-    console.print(report.table(DIGITS, RESULT, {"replay_per_batch": 54, "patch": None}))
-
-    text = console.export_text()
-    told = ("90.0%", "0: 100%", "expansions", "40 in batches of 10", "54", "the preset's", "0.5")
+    told = ("30.0%", "0: 100%", "expansions", "40 in batches of 10", "54", "the preset's", "0.5")
     assert [number for number in told if number not in text] == []
 
 
-def test_the_picture_and_the_numbers_are_written(tmp_path: Path) -> None:
-    report.draw(tmp_path / "demo.png", DIGITS, RESULT)
-    report.write_json(tmp_path / "demo.json", DIGITS, RESULT, {"capacity": 20})
+def test_the_table_sets_the_presets_side_by_side() -> None:
+    printed = _printed(report.table(DIGITS, RUNS)).splitlines()
+    cells = [[cell.strip() for cell in line.split("│")] for line in printed if "│" in line]
+    told = {name: [first, second] for _, name, first, second, _ in cells}
 
-    numbers = json.loads((tmp_path / "demo.json").read_text())
+    assert told["accuracy, all classes, per sample"] == ["90.0%", "30.0%"]
+    assert told["seconds"] == ["4", "8"]
+    assert told["bytes of state"] == ["2.5 MB", "2.5 MB"]
+    assert told["budget"] == ["20.0", "-"]
+
+
+def test_of_a_service_elsewhere_the_settings_are_not_claimed() -> None:
+    elsewhere = replace(RUNS[0], settings={})
+
+    assert "as that service is set" in _printed(report.table(DIGITS, [elsewhere]))
+
+
+def _printed(table: Table) -> str:
+    console = Console(record=True, width=100, file=None)
+    console.print(table)
+    return console.export_text()
+
+
+def test_the_picture_and_the_numbers_are_written(tmp_path: Path) -> None:
+    report.draw(tmp_path / "demo.png", DIGITS, RUNS)
+    report.write_json(tmp_path / "demo.json", DIGITS, RUNS)
+
+    numbers, other = json.loads((tmp_path / "demo.json").read_text())["runs"]
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert numbers["accuracy_by_class"] == {"0": 1.0, "1": 0.8}
     assert numbers["samples_per_second"] == 10.0
-    assert numbers["settings"] == {"capacity": 20}
+    assert numbers["settings"] == {"budget": 20.0}
+    assert (other["preset"], other["accuracy"]) == ("paper", 0.3)
 
 
 @pytest.fixture
@@ -159,18 +191,27 @@ def test_a_service_that_does_not_start_says_where_its_log_is() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_short_demo_runs_to_its_end_twice(
-    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(2):  # the second one finds the state of the first
-        run("digits", url=None, limit=300, batch_size=None, out=Path("demo.png"))
+    monkeypatch.setenv("LEVIT_PRESET", "default")
+    run("digits", url=None, limit=50, batch_size=None, out=Path("demo.png"))
+    assert len(json.loads((elsewhere / "demo.json").read_text())["runs"]) == 1
 
-    numbers = json.loads((elsewhere / "demo.json").read_text())
-    assert numbers["samples"] == 300
-    assert numbers["experts"] == 1 + len(numbers["expansion_samples"])
-    assert numbers["moments"][-1]["samples"] == 300
+    monkeypatch.delenv("LEVIT_PRESET")  # then both, and the state of the first run is there
+    monkeypatch.setenv("LEVIT_REPLAY_BYTES", str(2**25))  # which preset paper does not know
+    run("digits", url=None, limit=300, batch_size=None, out=Path("demo.png"))
+
+    runs = json.loads((elsewhere / "demo.json").read_text())["runs"]
+    assert [numbers["preset"] for numbers in runs] == ["default", "paper"]
+    for numbers in runs:
+        assert numbers["samples"] == 300
+        assert numbers["experts"] == 1 + len(numbers["expansion_samples"])
+        assert numbers["moments"][-1]["samples"] == 300
     assert (elsewhere / "demo.png").exists()
     assert (elsewhere / "demo-state" / "snapshots" / "current").exists()
-    assert "levit serve --insecure --state-dir demo-state" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "LEVIT_PRESET=default" in told
+    assert "levit serve --insecure --state-dir demo-state" in told
 
 
 @pytest.mark.slow

@@ -21,7 +21,12 @@ BATCHES, PER_CLASS = 12, 4
 
 def settings(device: str) -> Settings:
     return Settings.read(
-        capacity=10, replay_per_batch=22, threshold=4.0, learning_rate=3e-3, device=device
+        preset="paper",
+        capacity=10,
+        replay_per_batch=22,
+        threshold=4.0,
+        learning_rate=3e-3,
+        device=device,
     )
 
 

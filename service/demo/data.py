@@ -5,7 +5,7 @@ Dimension key: N training samples, M held-out samples.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +14,26 @@ from numpy.typing import NDArray
 from service.datafile import BadDataFile, read_arrays
 from service.engine.protocol import Array
 from service.errors import SettingsError
+from service.settings import Preset
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS = "digits"
-DIGITS_SETTINGS: Mapping[str, object] = {
-    "capacity": 150,
-    "patch": 2,
-    "learning_rate": 1e-3,
-    "replay_per_batch": 1270,
-    "snapshot_interval_s": 0.5,
+DIGITS_SETTINGS: Mapping[Preset, Mapping[str, object]] = {
+    "default": {"snapshot_interval_s": 0.5},
+    "paper": {
+        "capacity": 150,
+        "patch": 2,
+        "learning_rate": 1e-3,
+        "replay_per_batch": 1270,
+        "snapshot_interval_s": 0.5,
+    },
 }
 """For 1,433 images of 8 x 8 pixels; the paper's values are for 60,000 of 28 x 28."""
-FILE_SETTINGS: Mapping[str, object] = {"replay_per_batch": 1180}
-"""For a file: the preset's values, but 20 optimiser steps for a batch of 100."""
+FILE_SETTINGS: Mapping[Preset, Mapping[str, object]] = {
+    "default": {},
+    "paper": {"replay_per_batch": 1180},
+}
+"""For a file: the preset's values, but for `paper` 20 optimiser steps for a batch of 100."""
 DIGITS_BATCH, FILE_BATCH = 10, 100
 HELD_OUT_EVERY = 5
 
@@ -43,8 +50,8 @@ class DemoData:
     """[M, ...] never observed."""
     y_test: Array
     batch_size: int
-    settings: Mapping[str, object] = field(default_factory=dict)
-    """Settings that the demo makes unless the environment does."""
+    settings: Mapping[Preset, Mapping[str, object]]
+    """Settings of each preset that the demo makes unless the environment does."""
 
     @property
     def classes(self) -> Array:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,11 +26,14 @@ STOP_LIMIT_S = 40.0
 
 
 @contextmanager
-def running_service(settings: Mapping[str, object]) -> Iterator[str]:
+def running_service(
+    settings: Mapping[str, object], *, without: Collection[str] = ()
+) -> Iterator[str]:
     """Yield the address of a fresh service in `STATE_DIR`; stop it afterwards, keep its state.
 
     Args:
         settings: of the service, by field; ports are chosen unless they are among them.
+        without: settings of this environment that it is not to be told.
 
     Raises:
         SettingsError: `STATE_DIR` exists and no demo made it.
@@ -39,7 +42,7 @@ def running_service(settings: Mapping[str, object]) -> Iterator[str]:
     _clear_state()
     ports = {"port": free_port(8000), "worker_metrics_port": free_port(9101)}
     environment = os.environ | environment_of(ports | dict(settings))
-    for name in OTHER_STREAMS:
+    for name in (*OTHER_STREAMS, *(PREFIX + name.upper() for name in without)):
         environment.pop(name, None)
     command = [
         sys.executable,

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,44 +17,82 @@ from service.demo.stream import Result
 from service.engine.protocol import Label
 
 
-def table(data: DemoData, result: Result, settings: Mapping[str, object]) -> Table:
-    """Return the numbers of `result` as a table for people."""
-    rows = Table(
-        "", data.name, title="Learned over HTTP, class after class, without task information"
-    )
-    rows.add_row("accuracy, all classes, per sample", f"{result.accuracy:.1%}", style="bold")
-    rows.add_row("accuracy per class", _by_class(result.accuracy_by_class))
-    rows.add_row("experts", str(result.experts))
-    rows.add_row("expansions", str(len(result.expansion_samples)))
-    rows.add_row("samples learned", f"{result.samples:,} in batches of {result.batch_size}")
-    rows.add_row("samples per second", f"{result.samples_per_second:,.0f}")
-    rows.add_row("replay capacity", f"{result.capacity:,}")
-    rows.add_row("threshold", f"{result.threshold:g}")
-    rows.add_row("replayed per batch", _setting(settings, "replay_per_batch"))
-    rows.add_row("patch", _setting(settings, "patch"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One preset on the stream."""
+
+    preset: str
+    result: Result
+    settings: Mapping[str, object]
+    """That decide what is learned; empty where they are not known."""
+
+
+def table(data: DemoData, runs: Sequence[Run]) -> Table:
+    """Return the numbers of all runs, side by side, as a table for people."""
+    title = f"{data.name}: learned over HTTP, class after class, without task information"
+    rows = Table("", *(run.preset for run in runs), title=title)
+    results = [run.result for run in runs]
+
+    def add(name: str, told: Callable[[Result], str], style: str | None = None) -> None:
+        rows.add_row(name, *map(told, results), style=style)
+
+    add("accuracy, all classes, per sample", lambda r: f"{r.accuracy:.1%}", "bold")
+    add("accuracy per class", lambda r: _by_class(r.accuracy_by_class))
+    add("experts", lambda r: str(r.experts))
+    add("expansions", lambda r: str(len(r.expansion_samples)))
+    add("bytes of state", lambda r: f"{r.state_bytes / 1e6:,.1f} MB")
+    add("seconds", lambda r: f"{r.seconds:,.0f}")
+    add("samples learned", lambda r: f"{r.samples:,} in batches of {r.batch_size}")
+    add("samples per second", lambda r: f"{r.samples_per_second:,.0f}")
+    add("replay capacity", lambda r: f"{r.capacity:,}")
+    add("threshold", lambda r: f"{r.threshold:.3g}")
+    for name in ("budget", "replay_per_batch", "patch"):
+        rows.add_row(name.replace("_", " "), *(_setting(run, name) for run in runs))
     return rows
 
 
-def _setting(settings: Mapping[str, object], name: str) -> str:
+def _setting(run: Run, name: str) -> str:
     """Return a setting as text; of a service that runs elsewhere they are not known."""
-    if name not in settings:
+    if not run.settings:
         return "as that service is set"
-    value = settings[name]
+    if name not in run.settings:
+        return "-"
+    value = run.settings[name]
     return "the preset's" if value is None else str(value)
 
 
-def write_json(path: Path, data: DemoData, result: Result, settings: Mapping[str, object]) -> None:
-    """Write every number of the run, with the settings that decide them."""
-    numbers = asdict(result) | {"samples_per_second": result.samples_per_second}
-    numbers["accuracy_by_class"] = {str(k): v for k, v in result.accuracy_by_class.items()}
-    text = json.dumps({"data": data.name, "settings": settings, **numbers}, indent=1)
+def write_json(path: Path, data: DemoData, runs: Sequence[Run]) -> None:
+    """Write every number of every run, with the settings that decide them."""
+    text = json.dumps({"data": data.name, "runs": list(map(_numbers, runs))}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def draw(path: Path, data: DemoData, result: Result) -> None:
-    """Write the picture: accuracy over the stream, and below it experts over the stream."""
+def _numbers(run: Run) -> dict[str, object]:
+    result = run.result
+    numbers = asdict(result) | {"samples_per_second": result.samples_per_second}
+    numbers["accuracy_by_class"] = {str(k): v for k, v in result.accuracy_by_class.items()}
+    return {"preset": run.preset, "settings": run.settings, **numbers}
+
+
+def draw(path: Path, data: DemoData, runs: Sequence[Run]) -> None:
+    """Write the picture of the first run: accuracy, and below it experts, over the stream.
+
+    Of the others only the accuracy is drawn.
+    """
+    result = runs[0].result
     figure = Figure(figsize=(11, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for other in runs[1:]:
+        moments = other.result.moments
+        above.plot(
+            [moment.samples for moment in moments],
+            [moment.seen_accuracy for moment in moments],
+            "o-",
+            ms=2,
+            lw=1,
+            color="tab:brown",
+            label=f"the same with preset {other.preset}",
+        )
     _draw_accuracy(above, data, result)
     _draw_experts(below, result)
     figure.savefig(path, dpi=120)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -11,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from service.client import Client
 from service.demo import process, report
 from service.demo.data import DemoData, load_data
+from service.demo.report import Run
 from service.demo.stream import Moment, Result, stream
-from service.settings import Settings
+from service.settings import FOREIGN, Preset, Settings
 
 COLUMNS = (BarColumn(bar_width=8), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
 """Fits a terminal of 80 characters."""
@@ -21,6 +21,11 @@ DECISIVE = {
     "seed",
     "expert",
     "fusion",
+    "budget",
+    "statistics_bytes",
+    "replay_bytes",
+    "false_expansion_probability",
+    "false_expansion_horizon",
     "threshold",
     "capacity",
     "replay_per_batch",
@@ -45,7 +50,8 @@ def run(
 
     Args:
         name: `digits`, a name in LEVIT_DATA, or the path of an .npz.
-        url: a running service to use; None starts a fresh one and stops it at the end.
+        url: a running service to use; None starts a fresh one for each preset, unless the
+            environment says which, and stops it at the end.
         limit: at most so many training samples.
         batch_size: samples in one request; None for the data set's own.
         out: where the picture goes; the numbers go beside it as .json.
@@ -56,33 +62,50 @@ def run(
     """
     settings = Settings.read()
     data = load_data(name, settings.data, limit=limit, batch_size=batch_size)
-    # What the environment sets wins over what the demo would choose.
-    made = {
-        key: value for key, value in data.settings.items() if key not in settings.model_fields_set
-    }
     console = Console()
-    with ExitStack() as stack:
-        if url is None:
-            told = _spelled(made) or "the preset's settings"
-            console.print(f"Starting a fresh service in {process.STATE_DIR} with {told}")
-            address = stack.enter_context(process.running_service(made))
-        else:
-            address = url
-        console.print(f"Streaming {data.name} to {address} (documentation at {address}/docs)")
-        console.print("Accuracy: prequential, and on held-out samples of all classes seen so far")
-        client = stack.enter_context(Client(address))
-        result = _stream_with_progress(client, data, console)
-    in_force = {} if url else settings.model_dump(mode="json", include=DECISIVE) | made
+    console.print("Accuracy: prequential, and on held-out samples of all classes seen so far")
+    presets = [] if url else _presets(settings)
+    runs = [_fresh_run(preset, data, settings, console) for preset in presets][::-1]
+    if url:
+        runs = [Run(preset="of that service", result=_streamed(url, data, console), settings={})]
     numbers = out.with_suffix(".json")
-    report.write_json(numbers, data, result, in_force)
-    report.draw(out, data, result)
-    console.print(report.table(data, result, in_force))
+    report.write_json(numbers, data, runs)
+    report.draw(out, data, runs)
+    console.print(report.table(data, runs))
     console.print(f"Picture: {out}   Numbers: {numbers}")
-    if url is None:
+    if presets:
         console.print("The service has stopped and its state is kept. To serve it on:")
         levit = sys.argv[0] if Path(sys.argv[0]).name == "levit" else "levit"
         serve = f"{levit} serve --insecure --state-dir {process.STATE_DIR}"
-        console.print(f"{_spelled(made)} {serve}".strip(), soft_wrap=True, style="bold")
+        made = _spelled(_made(presets[-1], data, settings))
+        console.print(f"{made} {serve}".strip(), soft_wrap=True, style="bold")
+
+
+def _presets(settings: Settings) -> list[Preset]:
+    """Return what to run: the preset asked for, else both; the last one's state is kept."""
+    return [settings.preset] if "preset" in settings.model_fields_set else ["paper", "default"]
+
+
+def _fresh_run(preset: Preset, data: DemoData, settings: Settings, console: Console) -> Run:
+    """Stream the data into a fresh service of this preset, and stop it."""
+    made, foreign = _made(preset, data, settings), FOREIGN[preset]
+    console.print(f"Starting a fresh service in {process.STATE_DIR} with {_spelled(made)}")
+    with process.running_service(made, without=foreign) as address:
+        result = _streamed(address, data, console)
+    in_force = settings.model_dump(mode="json", include=DECISIVE - foreign) | made
+    return Run(preset=preset, result=result, settings=in_force)
+
+
+def _made(preset: Preset, data: DemoData, settings: Settings) -> dict[str, object]:
+    """Return what the demo sets; what the environment sets wins over what it would choose."""
+    chosen = data.settings[preset].items()
+    return {"preset": preset} | {k: v for k, v in chosen if k not in settings.model_fields_set}
+
+
+def _streamed(address: str, data: DemoData, console: Console) -> Result:
+    console.print(f"Streaming {data.name} to {address} (documentation at {address}/docs)")
+    with Client(address) as client:
+        return _stream_with_progress(client, data, console)
 
 
 def _stream_with_progress(client: Client, data: DemoData, console: Console) -> Result:

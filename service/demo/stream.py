@@ -58,6 +58,8 @@ class Result:
     """From the first request to the last batch learned, predictions meanwhile included."""
     capacity: int
     threshold: float
+    state_bytes: int
+    """Of the whole learner at the end."""
 
     @property
     def samples_per_second(self) -> float:
@@ -83,7 +85,7 @@ def stream(client: Client, data: DemoData, *, show: Callable[[Moment], None]) ->
     seconds = time.monotonic() - started
     right = correct(client, data.x_test, data.y_test)
     found = client.experts()
-    born = [expert["born_step"] - before["step"] for expert in found["experts"]]
+    born = [e["born_step"] - before["step"] for e in found["experts"] if e["id"] > 0]
     return Result(
         samples=len(data.x_train),
         batch_size=data.batch_size,
@@ -98,6 +100,7 @@ def stream(client: Client, data: DemoData, *, show: Callable[[Moment], None]) ->
         seconds=seconds,
         capacity=found["replay_capacity"],
         threshold=found["threshold"],
+        state_bytes=found["state_bytes"],
     )
 
 
