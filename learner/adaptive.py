@@ -200,7 +200,7 @@ class AdaptiveLEViT(AdaptiveParts):
         mixture.recent = mixture.recent.learned(
             features_BF, y_B[rows_L], answer.past_BK[rows_L], len(mixture.classes)
         )
-        mixture.overruled = mixture.recent.overrules(mixture.counts_K)
+        mixture.overruled = mixture.recent.overrules(mixture.counts_K, already=mixture.overruled)
 
     def _grow(self, answer: Answer, right_L: Tensor, y_B: Tensor) -> Expansion | None:
         """Freeze the active expert and start its heir if the evidence says so."""

@@ -75,7 +75,7 @@ class Recent:
         trust_L = self.evidence_L.softmax(0).float()
         return torch.einsum("l,lbk->bk", trust_L, voices)
 
-    def overrules(self, counts_K: Tensor) -> bool:
+    def overrules(self, counts_K: Tensor, *, already: bool) -> bool:
         """Return whether labels contradict the past: the present has been right clearly more often.
 
         Only while recent labels are a fair sample of all labels: on a class-ordered stream whoever
@@ -83,13 +83,14 @@ class Recent:
 
         Args:
             counts_K: labelled samples of each class since the start.
+            already: whether it overrules now; then it goes on as long as it gains anything.
         """
         if len(counts_K) != len(self.recent_K) or counts_K.sum() < _ENOUGH:
             return False
         share_K, lately_K = counts_K / counts_K.sum(), self.recent_K / self.recent_K.sum()
         if 0.5 * (share_K - lately_K).abs().sum() > _REPRESENTATIVE:
             return False
-        return bool(self.gain > _CLEARLY * self.differ**0.5)
+        return self.gain > (0.0 if already else _CLEARLY * self.differ**0.5)
 
     def learned(self, features_BF: Tensor, y_B: Tensor, past_BK: Tensor, classes: int) -> Self:
         """Return the read-outs after one labelled mini-batch: tested on it first, then fitted.
