@@ -41,6 +41,7 @@ _SOMETIMES_READ = ("marks", "optimizer", "pending", "pending_dtype", "replay_dty
 def dump(levit: AdaptiveLEViT) -> LearnerState:
     """Return the whole state; saving changes nothing."""
     tensors = answering(levit.mixture) | _learning(levit)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}  # as files want them
     values = answering_values(levit.mixture) | _values(levit, tensors)
     values["shapes"] = {name: [str(t.dtype), *t.shape] for name, t in tensors.items()}
     return LearnerState(tensors, values)

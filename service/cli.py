@@ -149,7 +149,7 @@ def experts(url: Url = None) -> None:
     if not found["model_version"]:
         typer.echo("no model yet: nothing was learned so far")
         return
-    columns = ("id", "state", "born_step", "frozen_step", "novelty", "samples", "parameters")
+    columns = ("id", "state", "born_step", "frozen_step", "novelty", "cause", "samples")
     title = f"model {found['model_version']}, {found['samples_learned']} samples learned"
     table = Table(*columns, "classes", title=title)
     for expert in found["experts"]:
