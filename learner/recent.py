@@ -24,8 +24,8 @@ _RIDGE = 0.01
 _MEMORY = 0.98  # what the evidence of one mini-batch of 10 weighs against the next
 _SURE = 0.02  # least probability that a read-out is taken to give
 _WINDOW = 0.999  # fading of the tallies: about the last 1,000 labelled samples
-_ENOUGH = 2000.0  # labelled samples before the present, the last 1,000, can contradict a past
-_REPRESENTATIVE = 0.25  # most total variation distance of recent labels from all labels
+_ENOUGH = 3000.0  # labelled samples before the present, the last 1,000, can contradict a past
+_REPRESENTATIVE = 0.15  # most total variation distance of recent labels from all labels
 _CLEARLY = 2.0  # standard deviations by which the present must have been right more often
 
 
