@@ -24,8 +24,9 @@ _RIDGE = 0.01
 _MEMORY = 0.98  # what the evidence of one mini-batch of 10 weighs against the next
 _SURE = 0.02  # least probability that a read-out is taken to give
 _WINDOW = 0.999  # fading of the tallies: about the last 1,000 labelled samples
+_LATELY = 0.995  # fading of label counts: about the last 200; an ordered stream soon shows
 _ENOUGH = 3000.0  # labelled samples before the present, the last 1,000, can contradict a past
-_REPRESENTATIVE = 0.15  # most total variation distance of recent labels from all labels
+_REPRESENTATIVE = 0.25  # most total variation distance of recent labels from all labels
 _CLEARLY = 2.0  # standard deviations by which the present must have been right more often
 
 
@@ -50,7 +51,7 @@ class Recent:
     evidence_L: Tensor
     """Faded log-likelihood of each read-out, and of the past last, [L + 1], float64."""
     recent_K: Tensor
-    """Faded counts of labels, float64."""
+    """Counts of the newest labels, faded, float64."""
     gain: float = 0.0
     """Faded sum of (present right) - (past right)."""
     differ: float = 0.0
@@ -116,7 +117,7 @@ class Recent:
             gram_LFF=gram_LFF,
             sums_LFK=sums_LFK,
             weight_LFK=_solved(gram_LFF, sums_LFK),
-            recent_K=recent_K * _WINDOW**n + target_BK.double().sum(0),
+            recent_K=recent_K * _LATELY**n + target_BK.double().sum(0),
         )
 
     def tensors(self) -> dict[str, Tensor]:
