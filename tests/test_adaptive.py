@@ -191,6 +191,7 @@ FAILURES: list[tuple[str, object, str]] = [
     ("expanding", adaptive, "heir"),
     ("expanding", Knowledge, "begin_own"),
     ("expanding", AdaptiveTraining, "restart"),
+    ("expanding", AdaptiveTraining, "succeed"),
 ]
 """A moment, and a part that does its work in it and then fails."""
 
