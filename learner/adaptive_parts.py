@@ -22,6 +22,8 @@ from learner.knowledge import Knowledge, KnowledgePoint
 from learner.report import Losses
 from learner.reservoir import ReplayBuffer, ReplayPoint
 
+_PER_MEMBER = 41  # bytes of a replay member's class, id, key, slot and flag
+
 
 @dataclass(kw_only=True, slots=True)
 class AdaptiveCounts:
@@ -100,7 +102,7 @@ class AdaptiveParts:
         config = self.config
         tokens = encoder.token_shape if encoder else (0,)
         each = math.prod(config.input_shape) * (1 if len(config.input_shape) == 3 else 4)
-        most = max(1000, config.replay_bytes // (each + math.prod(tokens)))
+        most = max(1000, config.replay_bytes // (each + math.prod(tokens) + _PER_MEMBER))
         most = min(most, config.capacity or most)
         replay = ReplayBuffer(most, config.input_shape, salt=config.seed, device=self.device)
         replay.register("tokens", tokens, torch.int8)
