@@ -21,7 +21,7 @@ def _shuffled(levit: AdaptiveLEViT, n: int, *, batch: int = BATCH, seed: int = 0
         levit.observe(source.draw(y_B), y_B)
 
 
-@pytest.mark.parametrize("budget", [6.0, 8.0, 20.0])
+@pytest.mark.parametrize("budget", [2.0, 6.0, 20.0])
 def test_spending_stays_within_the_budget_but_for_one_mini_batch(budget: float) -> None:
     levit = AdaptiveLEViT(tiny((6,), budget=budget))
     fixed = 5 * BATCH  # two forwards of each sample, and the density model's step
@@ -54,6 +54,21 @@ def test_replay_buffer_holds_no_more_than_its_capacity() -> None:
 
     assert len(levit.replay) == levit.replay.capacity == 100
     assert levit.replay.nbytes < 100 * 200
+
+
+@pytest.mark.parametrize("shape", [(6,), (24, 3)], ids=str)
+def test_replay_buffer_holds_no_more_than_its_bytes(shape: tuple[int, ...]) -> None:
+    levit = AdaptiveLEViT(tiny(shape, replay_bytes=2 * MIB, budget=0.0))
+    _shuffled(levit, 100)
+    capacity = levit.replay.capacity
+
+    ids = torch.stack([torch.ones(capacity), torch.arange(capacity)], 1).long()
+    tokens = torch.zeros(capacity, *levit.replay.columns["tokens"].shape[1:])
+    ready = torch.ones(capacity)
+    levit.replay.add(torch.zeros(capacity, *shape), ids[:, 0], ids, tokens=tokens, ready=ready)
+
+    assert len(levit.replay) == capacity
+    assert 1.9 * MIB < levit.replay.nbytes <= 2 * MIB
 
 
 @pytest.mark.parametrize("budget", [0.0, 6.0])
