@@ -27,8 +27,14 @@ QUERIES = [
     *(target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]),
     *(annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]),
 ]
-LEARNER = {"capacity": 20, "patch": 2, "threshold": 1e-6, "replay_per_batch": 10, "max_experts": 8}
-"""Small, and expanding whenever its memory is full."""
+LEARNER = {
+    "statistics_bytes": 2**20,
+    "budget": 8,
+    "capacity": 200,
+    "false_expansion_probability": 0.5,
+    "false_expansion_horizon": 100,
+}
+"""Small, and expanding on little evidence."""
 LIMIT_S = 45.0
 
 
@@ -109,7 +115,7 @@ def test_every_query_of_the_dashboard_returns_data(
     monkeypatch.chdir(tmp_path)
     began = time.time()
     worker_port = free_port(9101)
-    data = load_data("digits", None, limit=200)
+    data = load_data("digits", None, limit=500)
     with running_service(LEARNER | {"worker_metrics_port": worker_port}) as url:
         targets = {"api": url.removeprefix("http://"), "worker": f"127.0.0.1:{worker_port}"}
         with prometheus(tmp_path, targets) as client, Client(url) as levit:
