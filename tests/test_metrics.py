@@ -30,6 +30,10 @@ def test_an_unknown_novelty_has_no_sample() -> None:
         ("levit_class_prequential_accuracy_ratio", {"class": "cat"}, 1.0),
         ("levit_class_prequential_accuracy_ratio", {"class": "dog"}, None),
         ("levit_replay_samples", {"class": "dog"}, 20.0),
+        ("levit_sample_gradients_total", {}, 1400.0),
+        ("levit_part_weight", {"part": "memory"}, 1.2),
+        ("levit_part_accuracy_ratio", {"part": "network"}, 0.8),
+        ("levit_overruled", {}, 0.0),
     ],
     ids=str,
 )
@@ -39,6 +43,13 @@ def test_facts_of_the_snapshot_are_told(
     registry = learning(FULL)
 
     assert registry.get_sample_value(name, labels) == value
+
+
+@pytest.mark.parametrize(
+    "name", ["levit_sample_gradients_total", "levit_held_out_samples", "levit_overruled"]
+)
+def test_what_a_preset_does_not_count_has_no_sample(name: str) -> None:
+    assert learning(Summary()).get_sample_value(name) is None
 
 
 def test_classes_beyond_the_bound_are_summed_as_other() -> None:
