@@ -27,7 +27,8 @@ from scipy import stats
 from torch import Generator, Tensor
 
 from bench import command
-from learner.detector import ChangeDetector, ErrorDetector
+from learner.detector import ChangeDetector
+from learner.error_detector import ErrorDetector
 
 BATCH = 1000  # scores handed over at once, which changes nothing
 CALM = 20_000  # losses in a stream without a rise

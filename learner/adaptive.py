@@ -30,6 +30,7 @@ from learner.samples import UNLABELLED, Label, Labels, checked_samples, class_in
 from learner.view import compact
 
 _FEW_CLASSES, _MOST_HELD = 3, 1000  # when the encoder is fitted, at the latest
+_SAVED = 100  # samples whose unspent budget one mini-batch may spend beside its own
 _WELL_KNOWN = 50  # samples of a class before errors on it count as evidence of drift
 
 
@@ -142,7 +143,7 @@ class AdaptiveLEViT(AdaptiveParts):
     def _fit(self, x: Tensor) -> Answer:
         """Fit the encoder on what was held, begin with the first expert, and let it answer."""
         mixture, config = self.mixture, self.config
-        encoder = mixture.encoder = Encoder.fitted(x, config, self.generator)
+        encoder = mixture.encoder = Encoder.fitted(x[:_MOST_HELD], config, self.generator)
         mixture.experts = [first_expert(encoder, config, self.generator, self.counts.step)]
         self.knowledge = Knowledge(encoder.features, encoder.own_features, self.device)
         mixture.recent = Recent.fresh(recent_width(SMOOTH, encoder.view.values))
@@ -184,7 +185,8 @@ class AdaptiveLEViT(AdaptiveParts):
             return
         counts, held = self.counts, self.replay.below(self.knowledge.marks.held_below)
         counts.spent += FORWARD * len(y_B) * (1 + (len(self.mixture.experts) > 1))
-        left = self.config.budget * counts.samples - counts.spent
+        saved = self.config.budget * counts.samples - counts.spent
+        left = min(saved, self.config.budget * (len(y_B) + _SAVED))
         pupil = (answer, y_B, taught)
         self.losses, spent = self.training.practise(
             pupil, (self.replay, held), left, self.generator

@@ -14,8 +14,9 @@ from learner.adaptive_config import AdaptiveConfig
 from learner.adaptive_mixture import AdaptiveExpert, AdaptiveMixture
 from learner.adaptive_training import AdaptiveTraining, TrainingPoint
 from learner.arrivals import Arrivals
-from learner.detector import ChangeDetector, ErrorDetector
+from learner.detector import ChangeDetector
 from learner.encoder import Encoder
+from learner.error_detector import ErrorDetector
 from learner.evaluation import FadedAccuracy
 from learner.growth import Growth
 from learner.knowledge import Knowledge, KnowledgePoint

@@ -26,8 +26,9 @@ from learner.adaptive_served import (
 from learner.adaptive_training import AdaptiveTraining
 from learner.arrivals import Arrivals
 from learner.density import Usual
-from learner.detector import ChangeDetector, ErrorDetector
+from learner.detector import ChangeDetector
 from learner.encoder import Encoder
+from learner.error_detector import ErrorDetector
 from learner.errors import StateError
 from learner.growth import Growth, Scorer
 from learner.knowledge import Knowledge, Marks

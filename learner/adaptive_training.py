@@ -27,6 +27,7 @@ PER_STEP = 64
 """Most samples in one optimiser step."""
 FORWARD, TRAINED = 1, 3
 """Sample-gradients of predicting one sample, and of training on it, through one network."""
+_PASSES = 8  # most passes over the buffer for one mini-batch, whatever the budget has saved
 _DECAY = 0.05  # AdamW's weight decay
 _DENSITY_RATE = 1e-3  # step size of the VAE's Adam
 
@@ -155,7 +156,8 @@ class AdaptiveTraining:
             return Losses(None, elbo), spent
         self.show_classes(len(self.mixture.classes), generator)
         price = TRAINED + (FORWARD if expert.reads is not None else 0)
-        samples = max(0, int((left - spent) / price))
+        most = _PASSES * (len(taught) + len(past[0]))
+        samples = min(most, max(0, int((left - spent) / price)))
         lessons = list(self._lessons((encoded, y_B, taught), past, samples, generator))
         cross_entropy = self.learn_lessons(lessons)
         spent += price * sum(len(lesson.y_B) for lesson in lessons)

@@ -17,12 +17,14 @@ from torch import Generator, Tensor
 
 from learner.adaptive_mixture import AdaptiveExpert, Answer
 from learner.density import Usual, novelty_scores
-from learner.detector import ChangeDetector, ErrorDetector
+from learner.detector import ChangeDetector
+from learner.error_detector import ErrorDetector
 from learner.report import Expansion
 from learner.vae import VAE
 
 WARM_UP = 200
 """Samples of an expert before its copy scores what arrives."""
+_LIKE = 1.0  # standard deviations within which samples look like an expert's own
 FAMILIAR = 0.05
 """p-value above which a sample counts as familiar to the error detector."""
 
@@ -59,7 +61,7 @@ class Growth:
         """log10 of the evidence at which the mixture grows."""
         return math.log10(self.change.threshold)
 
-    def watched(
+    def watched(  # noqa: PLR0911  one return a verdict
         self, answer: Answer, wrong_B: Tensor, counts_B: Tensor, generator: Generator
     ) -> tuple[Expansion | None, Self]:
         """Return why to grow, if so, and the evidence after a mini-batch.
@@ -80,11 +82,13 @@ class Growth:
         alarm, errors = self.errors.judged(wrong_B.cpu()[familiar_B].float())
         after = replace(self, change=change, errors=errors)
         if verdict.alarm is not None:
+            if _returned(answer.standard_BE):
+                return None, after.restarted()
             p_value = float(verdict.p_B[verdict.alarm])
             return Expansion("inputs", after.novelty, after.threshold, p_value), after
-        if alarm is not None:
-            return Expansion("errors", after.novelty, after.threshold, None), after
-        return None, after
+        if alarm is None:
+            return None, after
+        return Expansion("errors", after.novelty, after.threshold, None), after
 
     def aged(self, expert: AdaptiveExpert) -> Self:
         """Return the evidence with a fresh copy of the active expert, when one is due."""
@@ -101,3 +105,15 @@ class Growth:
     def restarted(self) -> Self:
         """Return the evidence as it is after an expansion: none."""
         return type(self)(change=self.change.restarted(), errors=self.errors.restarted())
+
+
+def _returned(standard_BE: Tensor) -> bool:
+    """Return whether samples look like those of a frozen expert and unlike the active one's.
+
+    That is a concept that is back: its expert answers again, and no new one is needed.
+    """
+    mean_E = standard_BE.mean(0)
+    if len(mean_E) < 2:
+        return False
+    nearest = mean_E[:-1].min()
+    return bool(nearest < _LIKE) and bool(mean_E[-1] > nearest + _LIKE)

@@ -40,8 +40,12 @@ class Judgement:
 
 
 def fallen_bound(bound: int, replay: ReplayBuffer) -> int:
-    """Return the bound below which at most `MOST` members, and a fifth of the capacity, lie."""
-    most = min(MOST, max(FEWEST, replay.capacity // 5))
+    """Return the bound below which at most `MOST` members, and a fifth of the capacity, lie.
+
+    None at all where a fifth would be too few to decide anything.
+    """
+    most = min(MOST, replay.capacity // 5)
+    most = most if most >= FEWEST else 0
     key = replay.key_of_rank(most)
     return bound if key is None else min(bound, key)
 

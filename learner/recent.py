@@ -27,6 +27,7 @@ _WINDOW = 0.999  # fading of the tallies: about the last 1,000 labelled samples
 _LATELY = 0.995  # fading of label counts: about the last 200; an ordered stream soon shows
 _ENOUGH = 3000.0  # labelled samples before the present, the last 1,000, can contradict a past
 _REPRESENTATIVE = 0.25  # most total variation distance of recent labels from all labels
+_STILL = 0.5  # and by which it goes on to overrule
 _CLEARLY = 2.0  # standard deviations by which the present must have been right more often
 
 
@@ -91,7 +92,8 @@ class Recent:
         share_K, lately_K = counts_K / counts_K.sum(), self.recent_K / self.recent_K.sum()
         if 0.5 * (share_K - lately_K).abs().sum() > _REPRESENTATIVE:
             return False
-        return self.gain > (0.0 if already else _CLEARLY * self.differ**0.5)
+        clearly = _STILL if already else _CLEARLY
+        return bool(self.gain > clearly * self.differ**0.5)
 
     def learned(self, features_BF: Tensor, y_B: Tensor, past_BK: Tensor, classes: int) -> Self:
         """Return the read-outs after one labelled mini-batch: tested on it first, then fitted.

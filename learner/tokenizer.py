@@ -12,6 +12,7 @@ Dimension key: B batch, C channels, H height, W width, P patch side, K filters, 
 tokens, R renditions of a sample (2 where mirrored, else 1), E width of a token, F features.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple, Self
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from learner.scaler import unit
+from learner.view import tamed
 
 THRESHOLD = 0.25  # a, of the soft threshold (Coates & Ng 2011)
 TOKEN_STEP = 1 / 24
@@ -28,7 +30,8 @@ TOKEN_STEP = 1 / 24
 _CONTRAST = 10 / 255**2  # added to an image patch's variance (Coates & Ng 2011: 10 on 0 to 255)
 _SERIES_CONTRAST = 0.1  # the same for standardised series; ours
 _WHITENING = 0.1  # added to the eigenvalues before whitening
-_PATCHES = 40_000  # patches that are looked at
+_PATCHES, _PATCH_VALUES = 40_000, 2**23  # patches that are looked at, and values in all of them
+_MOST_VALUES = 512  # of a patch of a series
 _ROUNDS = 8  # of k-means
 _FILTERS_PER_VALUE = 12  # most filters for each value of a patch
 _WIDEST = 128  # most values of a token
@@ -135,10 +138,10 @@ def fitted(x: Tensor, most_features: int, generator: Generator) -> Tokenizer:
         generator: chooses patches and first directions.
     """
     series = x.dim() == 3
-    mean_C, scale_C = _moments(x) if series else _unscaled(x)
+    mean_C, scale_C = _moments(x) if series else (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
     x_BCHW = ((x - mean_C) * scale_C).transpose(1, 2).unsqueeze(3) if series else unit(x)
     shorter = x.shape[1] if series else min(x.shape[2:])
-    side = _patch_side(shorter) if series else min(6, max(3, shorter // 3), shorter)
+    side = _patch_side(shorter, x.shape[2]) if series else min(6, max(3, shorter // 3), shorter)
     shape = (x_BCHW.shape[1], side, 1 if series else side)
     values = shape[0] * shape[1] * shape[2]
     grid, filters = _sizes(most_features, values, _extent(shorter, side), series=series)
@@ -156,8 +159,8 @@ def fitted(x: Tensor, most_features: int, generator: Generator) -> Tokenizer:
     )
 
 
-def _patch_side(steps: int) -> int:
-    return min(16, max(1, steps // 3))
+def _patch_side(steps: int, channels: int) -> int:
+    return max(1, min(16, steps // 3, _MOST_VALUES // channels))
 
 
 def _sizes(most_features: int, values: int, places: int, *, series: bool) -> tuple[int, int]:
@@ -217,12 +220,8 @@ def _sides(r_BKHW: Tensor, most: int) -> tuple[int, int]:
     return min(most, r_BKHW.shape[2]), min(most, r_BKHW.shape[3])
 
 
-def _unscaled(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.zeros(x.shape[1]), torch.ones(x.shape[1])
-
-
 def _moments(x_BTC: Tensor) -> tuple[Tensor, Tensor]:
-    deviation_C, mean_C = torch.std_mean(x_BTC, dim=(0, 1))
+    deviation_C, mean_C = torch.std_mean(tamed(x_BTC.flatten(0, 1)), dim=0)
     return mean_C, 1 / torch.where(deviation_C > 0, deviation_C, 1.0)
 
 
@@ -247,15 +246,15 @@ def _dictionary(
 
 def _patches(x_BCHW: Tensor, shape: tuple[int, ...], generator: Generator) -> Tensor:
     """Return randomly placed patches, [n, C * P * P']."""
-    n = len(x_BCHW)
-    sample_N = torch.randint(n, (_PATCHES,), generator=generator)
+    n = min(_PATCHES, _PATCH_VALUES // math.prod(shape))
+    sample_N = torch.randint(len(x_BCHW), (n,), generator=generator)
     high_H, high_W = (
         side - patch + 1 for side, patch in zip(x_BCHW.shape[2:], shape[1:], strict=True)
     )
-    row_N = torch.randint(high_H, (_PATCHES,), generator=generator)
-    column_N = torch.randint(high_W, (_PATCHES,), generator=generator)
+    row_N = torch.randint(high_H, (n,), generator=generator)
+    column_N = torch.randint(high_W, (n,), generator=generator)
     windows = x_BCHW.unfold(2, shape[1], 1).unfold(3, shape[2], 1)
-    return windows[sample_N, :, row_N, column_N].reshape(_PATCHES, -1)
+    return windows[sample_N, :, row_N, column_N].reshape(n, -1)
 
 
 def _directions(points_NV: Tensor, filters: int, generator: Generator) -> Tensor:

@@ -21,6 +21,9 @@ from learner.scaler import unit
 WIDEST = 1024
 """Most values of a view."""
 _FAR = 5.0  # standard deviations; a wild value counts as this far and no farther
+_QUANTILE_VALUES = 2**22  # values that quantiles are taken of
+_REACH = 3.0  # spans between the outer fiftieths beyond them to which values are believed
+_HUGE = 1e9
 _FLAT = 0.05  # of the mean deviation: a value that hardly varies is not blown up
 
 
@@ -43,7 +46,7 @@ class View:
     @classmethod
     def fitted(cls, x: Tensor) -> Self:
         """Return the view fitted on samples [n, ...], without labels."""
-        raw = compact(x)
+        raw = tamed(compact(x))
         deviation_V, mean_V = torch.std_mean(raw, dim=0, correction=0)
         if x.dim() > 2:  # one scale for an image, one per channel for a series
             channels = 1 if x.dim() == 4 else x.shape[2]
@@ -62,8 +65,23 @@ class View:
         return cls(tensors["mean"], tensors["scale"])
 
 
+def tamed(raw_NV: Tensor) -> Tensor:
+    """Return values cut to where most of them lie, so that one wild sample spoils no moment."""
+    some_NV = raw_NV[:: 1 + raw_NV.numel() // _QUANTILE_VALUES]
+    low_V, high_V = torch.quantile(some_NV, torch.tensor([0.02, 0.98]), dim=0)
+    span_V = (high_V - low_V).clamp_min(1e-12)
+    return raw_NV.clamp(low_V - _REACH * span_V, high_V + _REACH * span_V)
+
+
 def compact(x: Tensor) -> Tensor:
-    """Return samples [B, ...] as vectors of at most `WIDEST` values, not standardised."""
+    """Return samples [B, ...] as vectors of at most `WIDEST` values, not standardised.
+
+    Values are cut to +-1e9, so that sums of them stay finite.
+    """
+    return _shortened(x).clamp(-_HUGE, _HUGE)
+
+
+def _shortened(x: Tensor) -> Tensor:
     if x.dim() == 4:
         x = unit(x)
         side = math.isqrt(WIDEST // x.shape[1])

@@ -11,7 +11,8 @@ from scipy import integrate, stats
 from torch import Generator, Tensor
 
 from learner.conformal import ConformalRanks
-from learner.detector import BINS, POWERS, ChangeDetector, ErrorDetector
+from learner.detector import BINS, POWERS, ChangeDetector
+from learner.error_detector import ErrorDetector
 
 SHORT = ChangeDetector(alpha=0.05, horizon=1000, ranks=ConformalRanks(1000))
 
@@ -300,7 +301,7 @@ def test_errors_in_bursts_raise_no_alarm(again: float) -> None:
 def test_bursts_would_raise_alarms_if_they_counted_as_independent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("learner.detector.PastErrors.calm", 1.0)
+    monkeypatch.setattr("learner.error_detector.PastErrors.calm", 1.0)
 
     alarms = [ErrorDetector().judged(_bursts(10_000, 0.5, seed))[0] for seed in (0, 10, 20, 30)]
 
