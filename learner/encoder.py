@@ -136,6 +136,7 @@ class Encoder:
         """Return the encoder that the state was taken from; KeyError if something is missing."""
 
         def under(prefix: str) -> dict[str, Tensor]:
+            """Return the tensors whose names begin with the prefix, without it."""
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
         patches = Tokenizer.restored(under("patches."), **values) if values else None

@@ -34,6 +34,7 @@ def table(data: DemoData, runs: Sequence[Run]) -> Table:
     results = [run.result for run in runs]
 
     def add(name: str, told: Callable[[Result], str], style: str | None = None) -> None:
+        """Add a row: what is told of each run."""
         rows.add_row(name, *map(told, results), style=style)
 
     add("accuracy, all classes, per sample", lambda r: f"{r.accuracy:.1%}", "bold")
