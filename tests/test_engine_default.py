@@ -17,7 +17,7 @@ from tests.log_entries import digest
 ENGINES = LevitEngines(threads=1)
 SMALL = {
     "statistics_bytes": 2**20,
-    "capacity": 60,
+    "capacity": 120,
     "budget": 8,
     "false_expansion_probability": 0.5,
     "false_expansion_horizon": 100,
@@ -161,7 +161,7 @@ def test_summary_accounts_for_everything(schema: InputSchema) -> None:
     assert (summary.held_out_samples or 0) > 0
     assert summary.overruled is False
     assert 0 < (summary.sample_gradients or 0) <= SMALL["budget"] * summary.samples_learned
-    assert sum(summary.replay_by_class) == summary.replay_capacity == 60
+    assert sum(summary.replay_by_class) == summary.replay_capacity == 120
 
 
 def test_samples_that_wait_for_the_encoder_count_as_members() -> None:
@@ -191,7 +191,7 @@ def test_entry_that_does_not_fit_is_refused_and_leaves_no_trace(schema: InputSch
 
 @pytest.mark.parametrize(
     ("other", "said"),
-    [({"budget": 9}, r"budget: .* 8\.0, .* 9\.0"), ({"capacity": 70}, "capacity: .* 60, .* 70")],
+    [({"budget": 9}, r"budget: .* 8\.0, .* 9\.0"), ({"capacity": 70}, "capacity: .* 120, .* 70")],
     ids=["budget", "capacity"],
 )
 def test_other_settings_than_the_state_was_made_with_are_named(
