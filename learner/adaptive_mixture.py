@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learner.adaptive_config import AdaptiveConfig
-from learner.blend import Pool
+from learner.blend import LOWEST, Pool
 from learner.density import Usual, novelty_scores
 from learner.encoder import Encoded, Encoder
 from learner.readout import ReadOut
@@ -35,7 +35,6 @@ ALL = -1
 """Key of the pool that answers where an expert has none of its own."""
 GROWN = 100  # samples before an expert may be routed to while another exists
 _NEAR = 3.0  # standard score under the active expert up to which the present has a say
-_NOTHING = -30.0  # log-probability of a class that a part does not know
 
 
 @dataclass(kw_only=True, slots=True)
@@ -192,7 +191,7 @@ class AdaptiveMixture:
         unknown_BK = encoded.view_BV.new_full((B, K), -math.log(max(1, K)))
         memory_BK = own_BK = network_BK = routed_BK = unknown_BK
         if read_out is not None:
-            memory_BK = self._known(read_out.scores(encoded.features_BF))
+            memory_BK = self.known(read_out.scores(encoded.features_BF))
         if self.config.budget > 0:
             network_BK = self._network(self.active, encoded.tokens_BRNE)
             routed_BK = network_BK.clone()
@@ -201,18 +200,18 @@ class AdaptiveMixture:
         for k in routed_B.unique().tolist():
             rows, expert = (routed_B == k).nonzero().squeeze(1), self.experts[k]
             if expert.own is not None:
-                own_BK[rows] = self._known(expert.own.scores(encoded.own_BO[rows]))
+                own_BK[rows] = self.known(expert.own.scores(encoded.own_BO[rows]))
             if self.config.budget > 0 and expert is not self.active:
                 routed_BK[rows] = self._network(expert, encoded.tokens_BRNE[rows, :1])
         share_K = (self.counts_K + 1) / (self.counts_K + 1).sum()
         prior_BK = share_K.log().float().expand(B, K)
         return torch.stack([memory_BK, own_BK, network_BK, routed_BK, prior_BK])
 
-    def _known(self, scores_BK: Tensor) -> Tensor:
+    def known(self, scores_BK: Tensor) -> Tensor:
         """Return log-probabilities over all classes; those a part does not know get the least."""
-        logp_BK = scores_BK.log_softmax(1).nan_to_num(_NOTHING, neginf=_NOTHING)
+        logp_BK = scores_BK.log_softmax(1).nan_to_num(LOWEST, neginf=LOWEST)
         missing = len(self.classes) - scores_BK.shape[1]
-        return F.pad(logp_BK.clamp_min(_NOTHING), (0, missing), value=_NOTHING)
+        return F.pad(logp_BK.clamp_min(LOWEST), (0, missing), value=LOWEST)
 
     def _network(self, expert: AdaptiveExpert, tokens_BRNE: Tensor) -> Tensor:
         """Return an expert's log-probabilities, averaged over the renditions, [B, K]."""
@@ -221,7 +220,7 @@ class AdaptiveMixture:
         logits_BRK = self.logits(expert, tokens).unflatten(0, (B, R))
         if logits_BRK.shape[2] == 0:
             return tokens.new_full((B, len(self.classes)), -math.log(max(1, len(self.classes))))
-        return self._known(logits_BRK.log_softmax(2).mean(1))
+        return self.known(logits_BRK.log_softmax(2).mean(1))
 
     def logits(self, expert: AdaptiveExpert, tokens_BNE: Tensor) -> Tensor:
         """Return the scores that an expert's ViT gives its classes, [B, K]; the dynamic fusion."""

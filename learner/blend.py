@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LOWEST = -30.0
+"""Log-probability below which a part's opinion counts as this, and of a class it does not know."""
 _ROUNDS = 40
 _PRIOR = 2.0  # strength that draws weights towards where they start, in samples' information
 _CLEARLY = 2.0  # standard deviations by which a single part must beat the pool to replace it
@@ -27,10 +29,7 @@ class Pool:
 
     def __call__(self, logp_MBK: Tensor) -> Tensor:
         """Return the pooled probabilities, [B, K]; columns of -inf in every part stay 0."""
-        return torch.einsum("m,mbk->bk", self.weight_M, logp_MBK.clamp_min(_LOWEST)).softmax(1)
-
-
-_LOWEST = -30.0  # log-probability below which a part's opinion counts as this
+        return torch.einsum("m,mbk->bk", self.weight_M, logp_MBK.clamp_min(LOWEST)).softmax(1)
 
 
 def fitted_pool(logp_MHK: Tensor, y_H: Tensor, start_M: Tensor | None = None) -> Pool:
@@ -41,7 +40,7 @@ def fitted_pool(logp_MHK: Tensor, y_H: Tensor, start_M: Tensor | None = None) ->
         y_H: the true classes.
         start_M: weights to start from and to be drawn towards; default: equal ones that sum to 1.
     """
-    logp_MHK = logp_MHK.clamp_min(_LOWEST).double()
+    logp_MHK = logp_MHK.clamp_min(LOWEST).double()
     M = len(logp_MHK)
     anchor_M = torch.full((M,), 1 / M).double() if start_M is None else start_M.double()
     weight_M = anchor_M.clone()

@@ -80,9 +80,8 @@ def judged(
     read_outs = memory.read_outs(ridges, without=(encoded.features_BF, y_H))
     scored = []
     for candidate, read_out in zip(ridges, read_outs, strict=True):
-        logp_HK = read_out.scores(encoded.features_BF).log_softmax(1)
-        known_HK = logp_HK.nan_to_num(-30.0, neginf=-30.0)[None]
-        scored.append((_loss(fitted_pool(known_HK, y_H), known_HK, y_H), candidate, read_out))
+        logp_1HK = mixture.known(read_out.scores(encoded.features_BF))[None]
+        scored.append((_loss(fitted_pool(logp_1HK, y_H), logp_1HK, y_H), candidate, read_out))
     _, chosen, read_out = min(scored, key=lambda s: s[:2])
     answer = mixture.answer(encoded, read_out)
     pools = {ALL: fitted_pool(answer.logp_MBK, y_H)}
