@@ -71,6 +71,16 @@ class ApiMetrics:
             "1 while Redis answers and keeps what it is given, else 0",
             registry=registry,
         )
+        self.worker_stopped = Gauge(
+            "levit_worker_stopped",
+            "1 while the worker has stopped learning until a human looks, else 0",
+            registry=registry,
+        )
+        self.disk_free = Gauge(
+            "levit_disk_free_bytes",
+            "Free space where the state directory lies",
+            registry=registry,
+        )
         for outcome in ("accepted", "replayed", "refused"):
             self.observations.labels(outcome)
         for outcome in ("answered", "refused"):
@@ -113,6 +123,14 @@ class WorkerMetrics:
             "Checkpoints that could not be written",
             registry=registry,
         )
+        self.decisions = Counter(
+            "levit_decisions",
+            "Decisions to set entries aside or go back (skip), or to grow (expand)",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in ("skip", "expand"):
+            self.decisions.labels(kind)
         self.gap = Gauge(
             "levit_stream_gap_entries",
             "Entries missing from the log that no checkpoint accounts for; anything but 0 is loss",

@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     """Most classes a stream may have."""
     max_backlog: int = Field(default=10_000, ge=1)
     """Entries accepted and not yet learned above which /observe answers 503."""
+    disk_floor_bytes: int = Field(default=512 * 2**20, ge=0)
+    """Free bytes, besides two checkpoints, below which /observe answers 503."""
+    require_idempotency_key: bool = Field(default=False)
+    """Refuse batches without an `Idempotency-Key`, whose retries could be learned twice."""
+    allow_weaker_durability: bool = Field(default=False)
+    """Be ready although Redis keeps less than the shipped configuration; answers say what."""
     top_k: int = Field(default=5, ge=1)
     """Classes listed per sample in the answer of /predict."""
     metrics_max_classes: int = Field(default=100, ge=1)
@@ -124,6 +130,10 @@ class Settings(BaseSettings):
     """Time between published snapshots under load; stretched likewise."""
     checkpoints_kept: int = Field(default=3, ge=1)
     """Newest checkpoints kept; the log is trimmed behind the oldest of them."""
+    log_archive: bool = Field(default=True)
+    """Keep what is trimmed from the log in files of `state_dir`, for export and replay."""
+    log_archive_bytes: int = Field(default=16 * 2**30, ge=2**20)
+    """Size of these files above which the oldest are dropped."""
     predict_max_batch: int = Field(default=64, ge=1)
     """Most samples in one shared forward pass."""
     predict_queue: int = Field(default=4096, ge=1)

@@ -48,7 +48,9 @@ CODES = {
     "batch_too_large",
     "body_too_large",
     "conflict",
+    "disk_full",
     "empty_batch",
+    "idempotency_key_required",
     "idempotency_key_reused",
     "incomplete_body",
     "internal",
@@ -73,6 +75,7 @@ CODES = {
     "unsupported_type",
 }
 SETTINGS = {
+    "allow_weaker_durability",
     "api_threads",
     "budget",
     "capacity",
@@ -80,6 +83,7 @@ SETTINGS = {
     "checkpoints_kept",
     "data",
     "device",
+    "disk_floor_bytes",
     "expert",
     "false_expansion_horizon",
     "false_expansion_probability",
@@ -88,6 +92,8 @@ SETTINGS = {
     "input",
     "insecure",
     "learning_rate",
+    "log_archive",
+    "log_archive_bytes",
     "max_backlog",
     "max_batch",
     "max_body_bytes",
@@ -104,6 +110,7 @@ SETTINGS = {
     "redis_url",
     "replay_bytes",
     "replay_per_batch",
+    "require_idempotency_key",
     "seed",
     "snapshot_interval_s",
     "state_dir",
@@ -121,6 +128,7 @@ METRICS = {
     "levit_checkpoint_duration_seconds",
     "levit_checkpoint_failures_total",
     "levit_class_prequential_accuracy_ratio",
+    "levit_disk_free_bytes",
     "levit_entries_learned_total",
     "levit_entries_quarantined_total",
     "levit_expansions_refused_total",
@@ -157,6 +165,7 @@ METRICS = {
     "levit_step_duration_seconds",
     "levit_stream_backlog",
     "levit_stream_gap_entries",
+    "levit_worker_stopped",
 }
 FRONT_DOOR = [
     "PARTS",

@@ -84,7 +84,8 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(learn_routes(appender, codec, metrics))
+    require_key = settings.require_idempotency_key
+    app.include_router(learn_routes(appender, codec, metrics, require_key=require_key))
     app.include_router(predict_routes(follower, batcher, appender, codec, metrics))
     app.include_router(watch_routes(appender, follower, metrics, registry))
     for kind in (ServiceError, HTTPException, ClientDisconnect, Exception):

@@ -15,13 +15,22 @@ _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _BATCH_ID = re.compile(r"[0-9a-f]{32}")
 
 
-def learn_routes(appender: Appender, codec: Codec, metrics: ApiMetrics) -> APIRouter:
-    """Return the routes that hand batches to the log and tell what became of them."""
+def learn_routes(
+    appender: Appender, codec: Codec, metrics: ApiMetrics, *, require_key: bool
+) -> APIRouter:
+    """Return the routes that hand batches to the log and tell what became of them.
+
+    Args:
+        appender: the log.
+        codec: reads the bodies.
+        metrics: counts.
+        require_key: whether a batch without an Idempotency-Key is refused.
+    """
     router = APIRouter(tags=["learn"])
 
     async def accept(request: Request) -> tuple[Receipt, Submission, int]:
         """Return the receipt of the request's batch, the batch, and how many labels it has."""
-        key = _idempotency_key(request)
+        key = _idempotency_key(request, required=require_key)
         settled = await appender.stream_schema()
         submission, labelled = await codec.observation(
             request, known=None if settled is None else settled.input, idempotency_key=key
@@ -70,8 +79,10 @@ def learn_routes(appender: Appender, codec: Codec, metrics: ApiMetrics) -> APIRo
     return router
 
 
-def _idempotency_key(request: Request) -> str | None:
+def _idempotency_key(request: Request, *, required: bool) -> str | None:
     key = request.headers.get("idempotency-key")
+    if required and key is None:
+        raise BadRequest("idempotency_key_required", "expected an Idempotency-Key, got none")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise BadRequest(
             "bad_idempotency_key",
@@ -86,6 +97,7 @@ def _accepted(receipt: Receipt) -> Accepted:
         n=receipt.n,
         position=receipt.position,
         backlog=receipt.backlog,
+        state=receipt.state,
         status_url=f"/observations/{receipt.batch_id}",
         idempotent=receipt.idempotent,
         durability=receipt.durability,

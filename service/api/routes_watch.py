@@ -52,7 +52,10 @@ def watch_routes(
     async def prometheus() -> Response:
         """Tell every metric of this process and of the served model, as Prometheus text."""
         try:
-            metrics.redis_ready.set(not await appender.problems())
+            facts = await appender.facts()
+            metrics.redis_ready.set(not facts.server.problems)
+            metrics.worker_stopped.set(facts.worker_problem is not None)
+            metrics.disk_free.set(facts.disk_free)
             metrics.backlog.set(await appender.backlog())
         except Unavailable:
             metrics.redis_ready.set(0)

@@ -60,9 +60,10 @@ class Accepted(BaseModel):
     batch_id: str
     n: int
     position: str | None
-    """Id in the log; null where a retry found the batch accepted before and still queued."""
+    """Id in the log; null where a retry came before it was written down."""
     backlog: int
-    state: Literal["queued"] = "queued"
+    state: Literal["queued", "learned", "quarantined"]
+    """`queued`; a retry is told what has become of the batch meanwhile."""
     status_url: str
     idempotent: bool
     """Whether an Idempotency-Key came along, so that a retry cannot be learned twice."""

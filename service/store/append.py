@@ -6,12 +6,14 @@ with the first batches, the schema come into being together or not at all. With
 means unknown, and only the same Idempotency-Key makes a retry safe.
 """
 
+import asyncio
+import hashlib
 import json
-import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -22,18 +24,15 @@ from service.errors import Conflict, Unavailable, Unprocessable
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import entry, names
-from service.store.durability import ServerFacts, read_server
-from service.store.entry import BatchStatus
-from service.store.link import connect_async, redis_errors
+from service.store.admission import Admission, Facts
+from service.store.entry import BatchStatus, State
+from service.store.link import connect_async, redis_answers, transaction
+from service.store.stream_schema import LabelKind, StreamSchema
 
-LabelKind = Literal["int", "string"]
 ATTEMPTS = 5
 """How often a transaction that lost a race is tried before the client is told to retry."""
-ADMISSION_SHARE = 0.8
-"""Share of Redis' `maxmemory` that accepted batches may fill; the rest is the worker's, which
-must be able to write replay members before it can trim anything."""
-CHECK_INTERVAL_S = 1.0
-"""How long an answer about memory and durability is believed."""
+CLIENT = "anonymous"
+"""Whose Idempotency-Keys these are, until clients have keys of the service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,53 +58,17 @@ class Receipt:
     batch_id: str
     n: int
     position: str | None
-    """Id in the stream; None when a replayed batch is still queued."""
+    """Id in the stream; None when a replay came before it was written down."""
     backlog: int
     """Entries accepted and not yet in a checkpoint, this one included."""
     idempotent: bool
     """Whether an Idempotency-Key came with it, so that a retry cannot train twice."""
     replayed: bool
     """Whether this batch had been accepted before."""
+    state: State
+    """`queued`, or what became of a replayed batch meanwhile."""
     durability: str
     """`appendfsync` of the server: `always`, `everysec` or `no`."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamSchema:
-    """What the stream has settled so far."""
-
-    input: InputSchema
-    labels: LabelKind | None
-    """None until the first labelled batch."""
-
-    def with_batch(self, submission: Submission) -> "StreamSchema":
-        """Return the schema once `submission` is part of the stream.
-
-        Raises:
-            Unprocessable: it does not fit what earlier batches, or LEVIT_INPUT, fixed.
-        """
-        if submission.schema != self.input:
-            raise Unprocessable(
-                "schema_mismatch", f"expected samples of {self.input}, got {submission.schema}"
-            )
-        if submission.labels_kind is None:
-            return self
-        if self.labels not in (None, submission.labels_kind):
-            raise Unprocessable(
-                "label_kind_mismatch",
-                f"expected {self.labels} labels, got {submission.labels_kind} labels",
-            )
-        return StreamSchema(self.input, submission.labels_kind)
-
-    def to_record(self) -> str:
-        """Return the JSON that lies under `names.SCHEMA`."""
-        return json.dumps({"input": str(self.input), "labels": self.labels})
-
-    @classmethod
-    def from_record(cls, record: bytes) -> Self:
-        """Return the schema that `to_record` wrote."""
-        fields = json.loads(record)
-        return cls(InputSchema.parse(fields["input"]), fields["labels"])
 
 
 class Appender:
@@ -114,9 +77,10 @@ class Appender:
     def __init__(self, url: str, settings: Settings) -> None:
         self._redis: Any = connect_async(url)  # its types are a union over protocols
         self._settings = settings
+        self._admission = Admission(self._redis, settings)
         self._complete_schema: StreamSchema | None = None  # it never changes again
         self._known_labels: set[str] = set()
-        self._server: ServerFacts | None = None
+        self._notes: set[asyncio.Task[None]] = set()
 
     async def append(self, submission: Submission) -> Receipt:
         """Return the receipt of a batch that is now in the log, or was already.
@@ -124,11 +88,10 @@ class Appender:
         Raises:
             Unprocessable: `schema_mismatch`, `label_kind_mismatch`, `too_many_classes`,
                 `idempotency_key_reused`; nothing was stored.
-            Unavailable: `backlog_full`, nothing was stored; `redis_unavailable`, the outcome is
-                unknown.
+            Unavailable: `backlog_full`, `disk_full`; `redis_unavailable`, the outcome is unknown.
             Conflict: `conflict`, lost a race five times; nothing was stored.
         """
-        with redis_errors():
+        async with redis_answers():
             for _ in range(ATTEMPTS):
                 try:
                     return await self._try(submission)
@@ -142,7 +105,7 @@ class Appender:
         Raises:
             Unavailable: `redis_unavailable`.
         """
-        with redis_errors():
+        async with redis_answers():
             record = await self._redis.get(names.batch(batch_id))
         return None if record is None else BatchStatus.from_record(record)
 
@@ -153,7 +116,7 @@ class Appender:
             Unavailable: `redis_unavailable`.
         """
         if self._complete_schema is None:
-            with redis_errors():
+            async with redis_answers():
                 schema = self._schema_from(await self._redis.get(names.SCHEMA))
             if schema is None or schema.labels is None:
                 return schema
@@ -166,7 +129,7 @@ class Appender:
         Raises:
             Unavailable: `redis_unavailable`.
         """
-        with redis_errors():
+        async with redis_answers():
             accepted = await self._redis.get(names.ACCEPTED)
             return int(accepted or 0) - await _consumed(self._redis)
 
@@ -176,34 +139,48 @@ class Appender:
         Raises:
             Unavailable: `redis_unavailable`.
         """
-        with redis_errors():
-            return (await self._read_server()).problems
+        async with redis_answers():
+            return await self._admission.problems()
+
+    async def facts(self) -> Facts:
+        """Return what was found of server, worker and disk a moment ago.
+
+        Raises:
+            Unavailable: `redis_unavailable`.
+        """
+        async with redis_answers():
+            return await self._admission.facts()
 
     async def close(self) -> None:
         """Close every connection."""
+        await asyncio.gather(*self._notes)
         await self._redis.aclose()
 
     async def _try(self, submission: Submission) -> Receipt:
         key = submission.idempotency_key
-        server = await self._read_server()
-        async with self._redis.pipeline(transaction=True) as pipe:
-            watched = [names.SCHEMA] if key is None else [names.SCHEMA, names.idempotency(key)]
-            await pipe.watch(*watched)
-            record, accepted, *earlier = await pipe.mget(names.SCHEMA, names.ACCEPTED, *watched[1:])
-            if earlier and earlier[0] is not None:
-                return await self._replay(submission, json.loads(earlier[0]), server)
-            stored = self._schema_from(record)
-            schema = (stored or StreamSchema(submission.schema, None)).with_batch(submission)
+        batch_id = batch_id_of(key)
+        records = [] if key is None else [names.idempotency(key), names.batch(batch_id)]
+        facts = await self._admission.facts()
+        async with transaction(self._redis) as pipe:
+            await pipe.watch(names.SCHEMA, *records)
+            found: Any = await pipe.mget(names.SCHEMA, names.ACCEPTED, *records)
+            schema, accepted, *earlier = found
+            backlog = int(accepted or 0) - await _consumed(pipe)
+            if any(earlier):
+                return _replayed(submission, batch_id, earlier, backlog, facts)
+            settled = self._settled(schema, submission)
             labels = await self._new_labels(pipe, submission)
-            self._check_room(int(accepted or 0) - await _consumed(pipe), server)
+            self._admission.check_room(facts, backlog)
             pipe.multi()
-            batch_id = _queue(pipe, submission)
-            if record is None or schema != stored:
-                pipe.set(names.SCHEMA, schema.to_record())
+            _queue(pipe, submission, batch_id)
+            if settled != schema:
+                pipe.set(names.SCHEMA, settled)
             if labels:
                 pipe.sadd(names.CLASSES, *labels)
             number, position, consumed, *_ = await pipe.execute()
         self._known_labels |= labels
+        if key is not None:
+            self._note(key, _idempotency_record(submission, position.decode()))
         return Receipt(
             batch_id=batch_id,
             n=submission.n,
@@ -211,27 +188,25 @@ class Appender:
             backlog=number - int(consumed or 0),
             idempotent=key is not None,
             replayed=False,
-            durability=server.durability,
+            state="queued",
+            durability=facts.server.durability,
         )
 
-    async def _replay(
-        self, submission: Submission, earlier: dict[str, Any], server: ServerFacts
-    ) -> Receipt:
-        if earlier["digest"] != submission.digest:
-            raise Unprocessable(
-                "idempotency_key_reused",
-                f"Idempotency-Key {submission.idempotency_key} came with another body before",
-            )
-        status = await self.status(earlier["batch_id"])
-        return Receipt(
-            batch_id=earlier["batch_id"],
-            n=earlier["n"],
-            position=None if status is None else status.position,
-            backlog=await self.backlog(),
-            idempotent=True,
-            replayed=True,
-            durability=server.durability,
-        )
+    def _note(self, key: str, record: str) -> None:
+        """Write the position, which only EXEC tells, to the record of a key; best effort."""
+        task = asyncio.create_task(self._write_record(key, record))
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    async def _write_record(self, key: str, record: str) -> None:
+        with suppress(Unavailable):
+            async with redis_answers():
+                await self._redis.set(names.idempotency(key), record, xx=True, keepttl=True)
+
+    def _settled(self, record: bytes | None, submission: Submission) -> bytes:
+        """Return the record of the schema once the batch is part of the stream."""
+        stored = self._schema_from(record) or StreamSchema(submission.schema, None)
+        return stored.with_batch(submission.schema, submission.labels_kind).to_record().encode()
 
     async def _new_labels(self, pipe: Pipeline, submission: Submission) -> set[str]:
         """Return the labels the stream has not seen, watching the set of those it has."""
@@ -249,49 +224,76 @@ class Appender:
             )
         return labels - self._known_labels
 
-    def _check_room(self, backlog: int, server: ServerFacts) -> None:
-        most, share = self._settings.max_backlog, server.memory_share
-        if backlog >= most:
-            problem = f"expected a backlog under {most} entries, got {backlog}"
-        elif share >= ADMISSION_SHARE:
-            problem = f"expected redis under {ADMISSION_SHARE:.0%} of maxmemory, got {share:.0%}"
-        else:
-            return
-        raise Unavailable("backlog_full", problem, retry_after_s=1)
-
     def _schema_from(self, record: bytes | None) -> StreamSchema | None:
         if record is not None:
             return StreamSchema.from_record(record)
         declared = self._settings.schema_from_settings
         return None if declared is None else StreamSchema(declared, None)
 
-    async def _read_server(self) -> ServerFacts:
-        """Return how the server is configured and filled, at most `CHECK_INTERVAL_S` ago."""
-        if self._server is None or time.monotonic() - self._server.read_at > CHECK_INTERVAL_S:
-            self._server = await read_server(self._redis)
-        return self._server
+
+def batch_id_of(key: str | None) -> str:
+    """Return the id of the batch that comes with an Idempotency-Key; a new one without.
+
+    One key, one id: with every record of it gone, the checkpoint's learned ids still tell a retry.
+    """
+    if key is None:
+        return uuid.uuid4().hex
+    return hashlib.sha256(f"{CLIENT}:{key}".encode()).hexdigest()[:32]
 
 
-def _queue(pipe: Pipeline, submission: Submission) -> str:
-    """Queue the commands that every accepted batch takes; return its new id."""
-    batch_id, key = uuid.uuid4().hex, submission.idempotency_key
+def _replayed(
+    submission: Submission,
+    batch_id: str,
+    earlier: Sequence[bytes | None],
+    backlog: int,
+    facts: Facts,
+) -> Receipt:
+    """Return the receipt of a batch of which at least one of the two records is there.
+
+    Raises:
+        Unprocessable: `idempotency_key_reused`.
+    """
+    record, status_record = earlier
+    status = None if status_record is None else BatchStatus.from_record(status_record)
+    known = {} if record is None else json.loads(record)
+    if known.get("digest", submission.digest) != submission.digest:
+        raise Unprocessable(
+            "idempotency_key_reused",
+            f"Idempotency-Key {submission.idempotency_key} came with another body before",
+        )
+    return Receipt(
+        batch_id=batch_id,
+        n=submission.n,
+        position=known.get("position") or (None if status is None else status.position),
+        backlog=backlog,
+        idempotent=True,
+        replayed=True,
+        state="queued" if status is None else status.state,
+        durability=facts.server.durability,
+    )
+
+
+def _queue(pipe: Pipeline, submission: Submission, batch_id: str) -> None:
+    """Queue the commands that every accepted batch takes."""
     fields: dict[Any, Any] = entry.to_fields(
         batch_id=batch_id,
         schema=submission.schema,
         n=submission.n,
         payload=submission.payload,
-        idempotency_key=key,
+        idempotency_key=submission.idempotency_key,
     )
     pipe.incr(names.ACCEPTED)
     pipe.xadd(names.LOG, fields)
     pipe.hget(names.PROGRESS, "consumed")
     status = BatchStatus(batch_id=batch_id, state="queued", n=submission.n)
     pipe.set(names.batch(batch_id), status.to_record())
-    if key is not None:
-        record = {"batch_id": batch_id, "n": submission.n, "digest": submission.digest}
-        lifetime_s = names.IDEMPOTENCY_LIFETIME_S
-        pipe.set(names.idempotency(key), json.dumps(record), ex=lifetime_s)
-    return batch_id
+    if (key := submission.idempotency_key) is not None:
+        record, lifetime_s = _idempotency_record(submission, None), names.IDEMPOTENCY_LIFETIME_S
+        pipe.set(names.idempotency(key), record, ex=lifetime_s)
+
+
+def _idempotency_record(submission: Submission, position: str | None) -> str:
+    return json.dumps({"digest": submission.digest, "position": position})
 
 
 async def _consumed(redis: Redis | Pipeline) -> int:

@@ -5,7 +5,7 @@ Measured: with `appendfsync everysec` a mere SIGKILL of Redis loses acknowledged
 `appendfsync`, and the API is not ready.
 """
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,23 +27,24 @@ class ServerFacts:
     """Memory used, as a share of `maxmemory`; 0 when there is no limit."""
     problems: list[str]
     """Differences from the shipped configuration, each named; empty when there are none."""
-    read_at: float
-    """Monotonic seconds."""
 
 
-async def read_server(redis: Any) -> ServerFacts:  # noqa: ANN401  redis-py's types are a union over protocols
-    """Return what `redis`, an asynchronous client, says of its server."""
-    config: dict[str, str] = await redis.config_get("append*", "maxmemory*", "no-appendfsync*")
-    memory: dict[str, Any] = await redis.info("memory")
+def ask_server(pipe: Any) -> None:  # noqa: ANN401  redis-py's types are a union over protocols
+    """Queue the two commands whose answers `server_facts` takes."""
+    pipe.config_get("append*", "maxmemory*", "no-appendfsync*")
+    pipe.info("memory")
+
+
+def server_facts(config: Mapping[str, str], memory: Mapping[str, Any]) -> ServerFacts:
+    """Return what a server says of itself: its configuration, and its memory."""
     return ServerFacts(
         durability=config["appendfsync"] if config["appendonly"] == "yes" else "no",
         memory_share=memory["used_memory"] / (memory["maxmemory"] or float("inf")),
         problems=_problems(config),
-        read_at=time.monotonic(),
     )
 
 
-def _problems(config: dict[str, str]) -> list[str]:
+def _problems(config: Mapping[str, str]) -> list[str]:
     problems = [
         f"{name} is {config[name]}, expected {value}"
         for name, value in EXPECTED.items()
