@@ -85,9 +85,8 @@ def _experts(fresh: learner.AdaptiveLEViT, x: Tensor, y: Tensor) -> list[dict[st
     why = Expansion("inputs", 0.0, 0.0, None)
     for count in _EXPERTS:
         while len(mixture.experts) < count:
-            answer = mixture.answer(_encoder(fresh)(x[:_BATCH]))
             mixture.active.life.samples = 1000
-            mixture.experts.append(heir(mixture, answer, why, fresh.counts.step))
+            mixture.experts.append(heir(mixture, mixture.active, why, fresh.counts.step))
             if fresh.training is not None:
                 fresh.training.succeed()
         start = 1000 + 10 * _EXPERTS.index(count)

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from learner.adaptive_mixture import Answer
+from learner.adaptive_mixture import AdaptiveExpert, Answer
 from learner.adaptive_parts import AdaptiveParts
 from learner.adaptive_training import FORWARD, AdaptiveTraining
 from learner.arrivals import Arrivals
@@ -67,6 +67,17 @@ class AdaptiveLEViT(AdaptiveParts):
     def predict(self, x: Tensor) -> Prediction:
         """Return labels, probabilities, routed experts and novelty; see `AdaptiveMixture`."""
         return self.mixture.predict(x)
+
+    def expand(self) -> bool:
+        """Freeze the active expert and start its heir because somebody outside decided so.
+
+        Returns:
+            Whether it did; it cannot before the encoder is fitted, with budget 0, or at the cap.
+        """
+        if not self.mixture.experts:
+            return False
+        asked = Expansion("asked", self.growth.novelty, self.growth.threshold, None)
+        return self._expand(self.mixture.active, asked)
 
     def _observe(
         self, x: Tensor, y_B: Tensor, unseen: list[Label], entry_number: int | None
@@ -214,17 +225,24 @@ class AdaptiveLEViT(AdaptiveParts):
         if expansion is None or not self.config.expansion:
             self.growth = self.growth.aged(self.mixture.active)
             return None
+        nearest = self.mixture.experts[int(answer.standard_BE.mean(0).argmin())]
+        return expansion if self._expand(nearest, expansion) else None
+
+    def _expand(self, nearest: AdaptiveExpert, expansion: Expansion) -> bool:
+        """Freeze the active expert and start its heir, unless there are too many experts."""
         self.growth = self.growth.restarted()
+        if self.training is None or self.knowledge is None:
+            return False
         if len(self.mixture.experts) >= self.config.max_experts:
             self.counts.refused_max_experts += 1
             self.growth = self.growth.aged(self.mixture.active)
-            return None
+            return False
         self.knowledge.solve_own(self.mixture)
-        self.mixture.experts.append(heir(self.mixture, answer, expansion, self.counts.step))
+        self.mixture.experts.append(heir(self.mixture, nearest, expansion, self.counts.step))
         self.knowledge.begin_own()
         self.counts.expansions += 1
         self.training.succeed()
-        return expansion
+        return True
 
     def _errors(self, right_L: Tensor, y_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return which samples were predicted wrong, and which of a class that is known well."""

@@ -113,6 +113,25 @@ class LEViT:
         """Return labels, probabilities, answering experts and novelty; see `Mixture.predict`."""
         return self.mixture.predict(x)
 
+    def expand(self) -> bool:
+        """Freeze the active expert and start a fresh one.
+
+        Returns:
+            Whether it did; it cannot while the memory is empty, or at the cap.
+        """
+        mixture = self.mixture
+        if len(self.memory) == 0:
+            return False
+        if len(mixture.experts) >= self.config.expansion.max_experts:
+            self.counts.refused_max_experts += 1
+            return False
+        self._know_memory()
+        mixture.expand(step=self.counts.step, novelty=self.novelty, generator=self.generator)
+        self.memory.clear(frozen=len(mixture.frozen))
+        self.trainer.restart()
+        self.counts.expansions += 1
+        return True
+
     def _observe(
         self, x: Tensor, y_B: Tensor, unseen: list[Label], entry_number: int | None
     ) -> ObserveReport:
@@ -225,18 +244,9 @@ class LEViT:
 
         With nothing frozen yet the first full memory expands (LEViT).
         """
-        mixture, expansion = self.mixture, self.config.expansion
-        if self.novelty is not None and self.novelty < expansion.threshold:
+        if self.novelty is not None and self.novelty < self.config.expansion.threshold:
             return False
-        if len(mixture.experts) >= expansion.max_experts:
-            self.counts.refused_max_experts += 1
-            return False
-        self._know_memory()
-        mixture.expand(step=self.counts.step, novelty=self.novelty, generator=self.generator)
-        self.memory.clear(frozen=len(mixture.frozen))
-        self.trainer.restart()
-        self.counts.expansions += 1
-        return True
+        return self.expand()
 
     @torch.no_grad()
     def _know_memory(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Generator
 
 from learner.adaptive_config import AdaptiveConfig
-from learner.adaptive_mixture import AdaptiveExpert, AdaptiveMixture, Answer
+from learner.adaptive_mixture import AdaptiveExpert, AdaptiveMixture
 from learner.density import density_model, hollow_density
 from learner.encoder import Encoder
 from learner.expert import hollow, initialised
@@ -34,14 +34,20 @@ def first_expert(
 
 
 def heir(
-    mixture: AdaptiveMixture, answer: Answer, expansion: Expansion, step: int
+    mixture: AdaptiveMixture, nearest: AdaptiveExpert, expansion: Expansion, step: int
 ) -> AdaptiveExpert:
-    """Freeze the active expert and return its heir, not yet in the mixture."""
+    """Freeze the active expert and return its heir, not yet in the mixture.
+
+    Args:
+        mixture: whose active expert it is.
+        nearest: the expert from which the heir reads.
+        expansion: why.
+        step: entries learned so far.
+    """
     frozen = mixture.active
     frozen.life.frozen_step = step
     for part in (frozen.network, frozen.vae):
         part.requires_grad_(requires_grad=False).zero_grad()
-    nearest = mixture.experts[int(answer.standard_BE.mean(0).argmin())]
     classes = len(frozen.network.head.bias_K)
     reads = mixture.config.fusion != "none"
     network = hollow_network(mixture, classes=classes, reads=reads).to_empty(device=mixture.device)

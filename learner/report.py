@@ -62,8 +62,9 @@ class Life:
 class Expansion:
     """Why an expert of preset `default` was born."""
 
-    cause: Literal["inputs", "errors"]
-    """`inputs` look different, or familiar inputs have other labels (`errors`)."""
+    cause: Literal["inputs", "errors", "asked"]
+    """`inputs` look different, familiar inputs have other labels (`errors`), or somebody outside
+    the learner decided so (`asked`)."""
     novelty: float
     """log10 of the evidence."""
     threshold: float

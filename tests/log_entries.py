@@ -11,6 +11,7 @@ from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import entry
 from service.store.append import Appender, Receipt, Submission
+from service.store.fence import Fence
 
 SCHEMA = InputSchema.parse("image:8x8x1")
 
@@ -60,6 +61,13 @@ async def append_all(settings: Settings, stream: Sequence[Submission]) -> list[R
         return [await appender.append(one) for one in stream]
     finally:
         await appender.close()
+
+
+def claimed(url: str) -> Fence:
+    """Return the connection of a worker that has just started."""
+    fence = Fence(url)
+    fence.claim(0)
+    return fence
 
 
 def digest(state: EngineState) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from service.store.entry import BatchStatus
 from service.store.read import Outcome
 from service.store.snapshots import SnapshotReader, SnapshotWriter
 from service.worker import checkpoints as checkpoints_module
-from service.worker.checkpoints import Checkpoints, Progress
+from service.worker.checkpoints import Checkpoint, Checkpoints
+from service.worker.step import Progress
 from tests.log_entries import digest
 
 CONTENTS = {"a.bin": b"a" * 1000, "b.bin": b"b" * 10}
@@ -40,9 +42,19 @@ def outcome(number: int) -> Outcome:
 
 def write(checkpoints: Checkpoints, step: int, *, frozen: int = 1) -> StoredDirectory:
     progress = Progress(position=f"{step}-0", consumed=step, learned=step)
-    return checkpoints.write(
-        state(step, frozen=frozen), Summary(step=step), progress, [outcome(step)]
+    checkpoint = Checkpoint(
+        progress=progress,
+        outcomes=[outcome(step)],
+        state=state(step, frozen=frozen),
+        summary=asdict(Summary(step=step)),
+        recent={},
+        canary={},
+        health={},
+        decisions=0,
+        identity="log",
+        writer_epoch=1,
     )
+    return checkpoints.write(checkpoint, healthy_until=0)
 
 
 def publish(writer: SnapshotWriter, step: int, *, frozen: int = 1) -> int:
@@ -307,7 +319,7 @@ def test_versions_go_on_after_a_restart_and_two_snapshots_stay(state_dir: Path) 
     versions = [publish(writer, step) for step in (2, 3)]
 
     assert versions == [2, 3]
-    assert writer.published_step() == 3
+    assert writer.published_position() == "3-0"
     left = sorted(path.name for path in (state_dir / "snapshots").iterdir())
     assert left == ["current", "snap-2", "snap-3"]
 

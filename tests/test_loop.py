@@ -17,13 +17,14 @@ from service.settings import Settings
 from service.store import directory, names
 from service.store.append import Appender
 from service.store.entry import BatchStatus
+from service.store.fence import Fence
 from service.store.link import connect
 from service.store.read import START, Log, RawEntry
 from service.store.replay import ReplayStore
 from service.store.snapshots import SnapshotReader
-from service.worker import learning, loop
+from service.worker import learning, loop, members
 from service.worker.checkpoints import Checkpoint, Checkpoints
-from service.worker.learning import Learning
+from service.worker.learning import Learning, Turn
 from service.worker.loop import Pace, Worker
 from tests.conftest import MakeSettings
 from tests.log_entries import append_all, batches, digest, refused_batch
@@ -47,7 +48,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def entries_in(url: str) -> list[RawEntry]:
-    return Log(url).read(START, count=1000, block_ms=10)
+    return Log(Fence(url)).read(START, count=1000, block_ms=10)
 
 
 class StopsWhenIdle(Worker):
@@ -232,23 +233,23 @@ async def test_members_are_kept_while_a_kept_checkpoint_names_them(
 
     learn_all(made)
 
-    assert ReplayStore(redis_server).ids() == Checkpoints(made).members
+    assert ReplayStore(Fence(redis_server)).ids() == Checkpoints(made).members
 
 
 async def test_evicted_samples_do_not_pile_up_between_checkpoints(
     settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learning, "BUFFERED_BYTES", 2000)
+    monkeypatch.setattr(members, "BUFFERED_BYTES", 2000)
     made = settings(checkpoint_interval_s=1000)
     await append_all(made, batches(60))
     most = 0
     learn = Learning.learn
 
-    def watched(self: Learning, raw: RawEntry) -> bool:
+    def watched(self: Learning, raw: RawEntry) -> Turn:
         nonlocal most
-        expanded = learn(self, raw)
+        turn = learn(self, raw)
         most = max(most, self._members.nbytes)
-        return expanded
+        return turn
 
     monkeypatch.setattr(Learning, "learn", watched)
     checkpoint = learn_all(made)

@@ -95,10 +95,7 @@ class ToyEngine:
         self.samples += len(x)
         self.labelled += sum(label is not None for label in listed)
         self.correct += correct
-        expanded = self.chain[0] % EXPANSION_ODDS == 0
-        if expanded:
-            self.frozen[expert] = {"sums": self.sums_KD.copy(), "chain": self._chain_array()}
-            self.memory = []
+        expanded = self.chain[0] % EXPANSION_ODDS == 0 and self.expand()
         return ObserveReport(
             step=self.step,
             expert=expert,
@@ -109,6 +106,17 @@ class ToyEngine:
             loss={"cross_entropy": 0.0, "negative_elbo": 0.0},
             added=[] if expanded else list(range(max(0, len(x) - CAPACITY), len(x))),
         )
+
+    def expand(self) -> bool:
+        self.frozen[len(self.frozen)] = {
+            "sums": self.sums_KD.copy(),
+            "chain": self._chain_array(),
+        }
+        self.memory = []
+        return True
+
+    def predict(self, x: Array) -> Prediction:
+        return ToyPredictor.of(self.dump()).predict(x)
 
     def dump(self) -> EngineState:
         served = {"sums": self.sums_KD, "counts": self.counts_K}
@@ -197,6 +205,16 @@ class ToyPredictor:
     means_KD: Array
     expert: int
 
+    @classmethod
+    def of(cls, state: EngineState) -> "ToyPredictor":
+        counts_K = np.maximum(1, state.served["counts"])
+        return cls(
+            schema=InputSchema.parse(state.values["schema"]),
+            classes=state.values["classes"],
+            means_KD=state.served["sums"] / counts_K[:, np.newaxis],
+            expert=len(state.frozen),
+        )
+
     def predict(self, x: Array) -> Prediction:
         flat_BD = scaled(x)
         if self.classes:
@@ -250,11 +268,4 @@ class ToyEngines:
         )
 
     def predictor(self, state: EngineState) -> ToyPredictor:
-        counts_K = np.maximum(1, state.served["counts"])
-        means_KD = state.served["sums"] / counts_K[:, np.newaxis]
-        return ToyPredictor(
-            schema=InputSchema.parse(state.values["schema"]),
-            classes=state.values["classes"],
-            means_KD=means_KD,
-            expert=len(state.frozen),
-        )
+        return ToyPredictor.of(state)

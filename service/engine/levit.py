@@ -6,6 +6,7 @@ Dimension key: B batch, M replay members.
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import learner
 from service.engine import arrays, configs, summaries
@@ -88,9 +89,8 @@ class LevitEngine:
     def observe(self, entry_number: int, x: Array, labels: Labels | None) -> ObserveReport:
         """Learn once from one mini-batch; see the protocol."""
         y = torch.from_numpy(labels) if isinstance(labels, np.ndarray) else labels
-        samples = arrays.samples(x, self._levit.config.input_shape)
         try:
-            report = self._levit.observe(samples, y, entry_number=entry_number)
+            report = self._levit.observe(self._samples(x), y, entry_number=entry_number)
         except learner.LearnerError as error:
             raise EntryRefused(str(error)) from error
         return ObserveReport(
@@ -103,6 +103,14 @@ class LevitEngine:
             loss=summaries.losses(self._levit),
             added=report.added,
         )
+
+    def expand(self) -> bool:
+        """Grow by one expert now; return whether it could."""
+        return self._levit.expand()
+
+    def predict(self, x: Array) -> Prediction:
+        """Return the answers for samples [B, *schema.shape]; learns nothing."""
+        return _prediction(self._levit.predict(self._samples(x)))
 
     def dump(self) -> EngineState:
         """Return the whole state but the replay payloads; the arrays are views."""
@@ -132,6 +140,9 @@ class LevitEngine:
         """Return what can be watched."""
         return summaries.summary(self._levit)
 
+    def _samples(self, x: Array) -> Tensor:
+        return arrays.samples(x, self._levit.config.input_shape)
+
 
 class LevitPredictor:
     """A `service.engine.protocol.Predictor` around one mixture that never learns again."""
@@ -150,10 +161,14 @@ class LevitPredictor:
 
     def predict(self, x: Array) -> Prediction:
         """Return the answers for samples [B, *schema.shape], uint8 or float32."""
-        answer = self._mixture.predict(arrays.samples(x, self._mixture.config.input_shape))
-        return Prediction(
-            classes=answer.classes,
-            probabilities=answer.probabilities_BK.numpy(),
-            experts=answer.experts_B.numpy(),
-            novelty=answer.novelty_B.numpy(),
-        )
+        samples = arrays.samples(x, self._mixture.config.input_shape)
+        return _prediction(self._mixture.predict(samples))
+
+
+def _prediction(answer: learner.Prediction) -> Prediction:
+    return Prediction(
+        classes=answer.classes,
+        probabilities=answer.probabilities_BK.numpy(),
+        experts=answer.experts_B.numpy(),
+        novelty=answer.novelty_B.numpy(),
+    )

@@ -65,7 +65,8 @@ class ExpertInfo:
     novelty: float | None
     """The novelty that caused this expert's birth; None for the first, in `paper` the first two."""
     cause: str | None = None
-    """Why it was born, in preset `default`: `inputs` were new or `errors` more frequent."""
+    """Why it was born, in preset `default`: `inputs` were new, `errors` more frequent, or it was
+    `asked` for, after a drift that a rollback did not end."""
     threshold: float | None = None
     """What the novelty had reached."""
     p_value: float | None = None
@@ -158,6 +159,14 @@ class Engine(Protocol):
         Raises:
             EntryRefused: the loss or a gradient was not finite; the state is unchanged.
         """
+        ...
+
+    def expand(self) -> bool:
+        """Grow by one expert now; return whether it could."""
+        ...
+
+    def predict(self, x: Array) -> "Prediction":
+        """Return the answers for samples [B, *schema.shape]; learns nothing."""
         ...
 
     def dump(self) -> EngineState:

@@ -94,12 +94,12 @@ def write(
         for name, content in contents.items():
             _write_file(temporary / name, content)
         _write_file(temporary / MANIFEST, _seal(facts, files))
-        _fsync_directory(temporary)
+        fsync_directory(temporary)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _fsync_directory(path.parent)
+    fsync_directory(path.parent)
     return StoredDirectory(path, dict(facts), files)
 
 
@@ -126,7 +126,7 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     _write_file(temporary, content)
     temporary.replace(path)
-    _fsync_directory(path.parent)
+    fsync_directory(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -163,7 +163,8 @@ def _write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _fsync_directory(path: Path) -> None:
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

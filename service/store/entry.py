@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from service.engine.protocol import Array, Labels
+from service.engine.protocol import Array, Label, Labels
 from service.errors import CorruptState
 from service.inputs import InputSchema
 
@@ -136,6 +136,13 @@ class Entry:
             labels=labels,
             payload=payload,
         )
+
+    def label(self, index: int) -> Label | None:
+        """Return the label of one sample, or None where it has none."""
+        label = None if self.labels is None else self.labels[index]
+        if label is None or isinstance(label, str):
+            return label or None
+        return None if label < 0 else int(label)
 
 
 State = Literal["queued", "learned", "quarantined"]

@@ -23,6 +23,14 @@ REPLAY = _BASE + "replay"
 """Hash `{entry}:{index}` -> one sample of the replay buffer."""
 QUARANTINE = _BASE + "quarantine"
 """Hash position -> the entry that was set aside, and why: a line of JSON, then its payload."""
+EPOCH = _BASE + "epoch"
+"""Counter: workers that ever started; a worker writes only while it is the newest (fencing)."""
+IDENTITY = _BASE + "identity"
+"""Hexadecimal name of this log, drawn once; a checkpoint of another log is refused."""
+WORKER = _BASE + "worker"
+"""Hash `state, problem, epoch`: `learning`, or `stopped` and what a human must look at."""
+COMMANDS = _BASE + "commands"
+"""Stream: what administrators ask of the worker; it deletes what it has answered."""
 DONE = _BASE + "done"
 """Sorted set by entry number: the learned and quarantined batches whose records are kept, each as
 its batch id and, behind a space, its Idempotency-Key if it had one."""
@@ -38,6 +46,13 @@ def idempotency(client_key: str) -> str:
     return f"{_BASE}idempotency:{client_key}"
 
 
+def answer(command_id: str) -> str:
+    """Name of the worker's answer to one command; JSON, kept for `ANSWER_LIFETIME_S`."""
+    return f"{_BASE}answer:{command_id}"
+
+
+ANSWER_LIFETIME_S = 3600
+"""How long the worker's answer to a command can be read."""
 IDEMPOTENCY_LIFETIME_S = 86_400
 """How long a retry with the same Idempotency-Key is recognised at most: one day."""
 BATCH_RECORDS = 50_000

@@ -2,17 +2,21 @@
 
 The position lies in the checkpoint, not in Redis: a consumer group's pending list would be a
 second truth beside it. The log is trimmed by MINID behind the oldest kept checkpoint only; MAXLEN
-would drop unread entries in silence.
+would drop unread entries in silence. Every write goes through the fence.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from redis.client import Pipeline
+
 from service.store import names
-from service.store.entry import BatchStatus, Entry
-from service.store.link import connect, redis_errors
+from service.store.aside import SetAside, queue_again
+from service.store.entry import BatchStatus
+from service.store.fence import Fence
+from service.store.link import redis_errors
 
 START = "0-0"
 """The position before the first entry."""
@@ -41,47 +45,85 @@ RawEntry = tuple[str, dict[bytes, bytes]]
 
 
 class Log:
-    """The stream and its records as the worker sees them; every method may raise `Unavailable`."""
+    """The stream and its records as the worker sees them; every method may raise `Unavailable`.
 
-    def __init__(self, url: str) -> None:
-        self._redis = connect(url)
+    What writes also raises `StateDirectoryBusy` once a later worker has started.
+    """
+
+    def __init__(self, fence: Fence) -> None:
+        self._fence = fence
+        self._redis: Any = fence.redis
+        self._trimmed = START
+
+    def identity(self) -> str | None:
+        """Return the name of this log, or None before it has one."""
+        with redis_errors():
+            found = self._redis.get(names.IDENTITY)
+        return None if found is None else found.decode()
+
+    def identify(self, identity: str) -> None:
+        """Give this log its name."""
+        self._fence.write(lambda pipe: pipe.set(names.IDENTITY, identity))
 
     def read(self, after: str, *, count: int, block_ms: int) -> list[RawEntry]:
         """Return up to `count` entries behind a position, waiting up to `block_ms` for one."""
         with redis_errors():
-            answer: Any = self._redis.xread({names.LOG: after}, count=count, block=block_ms)
+            answer = self._redis.xread({names.LOG: after}, count=count, block=block_ms)
         return [
             (position.decode(), fields) for _, entries in answer for position, fields in entries
         ]
 
-    def trim(self, position: str, trimmed: int, consumed: int) -> int:
-        """Drop the entries up to and with `position`; return how many others are missing.
+    def until(self, after: str, last: str, *, count: int) -> list[RawEntry]:
+        """Return up to `count` entries behind `after`, up to and with the position `last`."""
+        with redis_errors():
+            answer = self._redis.xrange(names.LOG, f"({after}", last, count=count)
+        return [(position.decode(), fields) for position, fields in answer]
 
-        Redis counts the entries ever added and those present; their difference must now be
-        `trimmed`. Anything but 0 is loss: entries behind the position were deleted (positive),
-        or the log was deleted and began anew, or its end was lost (negative).
-
-        Args:
-            position: up to where nobody needs the entries any more.
-            trimmed: number of the entry there.
-            consumed: number of the last entry read.
-        """
+    def trim(self, position: str) -> None:
+        """Drop the entries up to and with `position`, where nobody needs them any more."""
+        if position == self._trimmed:
+            return
         milliseconds, _, sequence = position.partition("-")
         following = f"{milliseconds}-{int(sequence) + 1}"
+        self._fence.write(lambda pipe: pipe.xtrim(names.LOG, minid=following, approximate=False))
+        self._trimmed = position
+
+    def gap(self, trimmed: int, consumed: int) -> int:
+        """Return how many entries are missing; anything but 0 is loss.
+
+        Redis counts the entries ever added and those present; their difference must be `trimmed`.
+        Entries behind the trimmed ones were deleted (positive), or the log was deleted and began
+        anew, or its end was lost (negative).
+
+        Args:
+            trimmed: number of the entry up to which the log was trimmed.
+            consumed: number of the last entry read.
+        """
         with redis_errors():
-            self._redis.xtrim(names.LOG, minid=following, approximate=False)
             exists = self._redis.exists(names.LOG)
             info: Any = self._redis.xinfo_stream(names.LOG) if exists else _NO_STREAM
         added, present = int(info["entries-added"]), int(info["length"])
         return added - present - trimmed or min(0, added - consumed)
 
-    def set_aside(self, entries: Sequence[tuple[Entry, str]]) -> None:
-        """Keep quarantined entries, each with its reason, beyond the trimming; idempotent."""
-        with redis_errors():
-            for entry, reason in entries:
-                header = {"batch_id": entry.batch_id, "number": entry.number, "reason": reason}
-                value = json.dumps(header).encode() + b"\n" + entry.payload
-                self._redis.hset(names.QUARANTINE, entry.position, value)
+    def set_aside(self, entries: Sequence[SetAside]) -> None:
+        """Keep quarantined entries, each with its reason, beyond the trimming.
+
+        Idempotent; one that was kept before and has been released or dropped stays so.
+        """
+        for one in entries:
+            self._fence.write(partial(_keep, one))
+
+    def release(self, positions: Sequence[str]) -> int:
+        """Append entries that were set aside to the log again; return how many there were."""
+        released = 0
+        for position in positions:
+            with redis_errors():
+                record = self._redis.hget(names.QUARANTINE, position)
+            if record:
+                again = SetAside.from_record(position, record)
+                self._fence.write(partial(queue_again, again))
+                released += 1
+        return released
 
     def tell(self, position: str, consumed: int, outcomes: Sequence[Outcome]) -> None:
         """Say what became of entries that are now in a checkpoint; idempotent.
@@ -91,27 +133,36 @@ class Log:
             consumed: number of the entry there.
             outcomes: of the entries since the checkpoint before.
         """
-        with redis_errors():
-            pipe = self._redis.pipeline()
+
+        def queue(pipe: Pipeline) -> None:
             pipe.hset(names.PROGRESS, mapping={"position": position, "consumed": consumed})
             for outcome in outcomes:
                 status = outcome.status
                 pipe.set(names.batch(status.batch_id), status.to_record())
                 pipe.zadd(names.DONE, {outcome.member: outcome.number})
-            pipe.execute()
-            self._forget_old_batches()
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._redis.close()
+        self._fence.write(queue)
+        self._forget_old_batches()
+
+    def tell_state(self, state: str, problem: str = "") -> None:
+        """Say whether the worker learns (`learning`), or why it has stopped (`stopped`)."""
+        facts: dict[Any, Any] = {"state": state, "problem": problem, "epoch": self._fence.epoch}
+        self._fence.write(lambda pipe: pipe.hset(names.WORKER, mapping=facts))
 
     def _forget_old_batches(self) -> None:
-        old: Any = self._redis.zrange(names.DONE, 0, -names.BATCH_RECORDS - 1)
+        with redis_errors():
+            old = self._redis.zrange(names.DONE, 0, -names.BATCH_RECORDS - 1)
         if not old:
             return
-        pipe = self._redis.pipeline()
-        for member in old:
-            batch_id, _, key = member.decode().partition(" ")
-            pipe.delete(names.batch(batch_id), *([names.idempotency(key)] if key else []))
-        pipe.zrem(names.DONE, *old)
-        pipe.execute()
+
+        def queue(pipe: Pipeline) -> None:
+            for member in old:
+                batch_id, _, key = member.decode().partition(" ")
+                pipe.delete(names.batch(batch_id), *([names.idempotency(key)] if key else []))
+            pipe.zrem(names.DONE, *old)
+
+        self._fence.write(queue)
+
+
+def _keep(one: SetAside, pipe: Pipeline) -> None:
+    pipe.hsetnx(names.QUARANTINE, one.position, one.to_record())

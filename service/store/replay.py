@@ -9,14 +9,17 @@ nothing. One value is a line of JSON {dtype, shape, label, sha256} and the sampl
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from redis.client import Pipeline
 
 from service.engine.protocol import Array, Label, MemberId, Members
 from service.errors import CorruptState
 from service.store import names
-from service.store.link import connect, redis_errors
+from service.store.fence import Fence
+from service.store.link import redis_errors
 
 CHUNK = 256
 """Members sent to Redis, or asked of it, at once: at most 50 MB of the largest images."""
@@ -25,8 +28,9 @@ CHUNK = 256
 class ReplayStore:
     """The members in Redis; every method may raise `Unavailable`."""
 
-    def __init__(self, url: str) -> None:
-        self._redis = connect(url)
+    def __init__(self, fence: Fence) -> None:
+        self._fence = fence
+        self._redis: Any = fence.redis
 
     def ids(self) -> set[MemberId]:
         """Return the ids of all members stored."""
@@ -40,8 +44,7 @@ class ReplayStore:
         for start in range(0, len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
             values: dict[Any, Any] = {_field(id_): _encode(*members[id_]) for id_ in chunk}
-            with redis_errors():
-                self._redis.hset(names.REPLAY, mapping=values)
+            self._fence.write(partial(_hset, values))
 
     def fetch(self, ids: Sequence[MemberId]) -> Members:
         """Return the members named, in the order named.
@@ -61,12 +64,16 @@ class ReplayStore:
         """Drop members; ids that are not stored are passed over."""
         fields = [_field(id_) for id_ in ids]
         for start in range(0, len(fields), CHUNK):
-            with redis_errors():
-                self._redis.hdel(names.REPLAY, *fields[start : start + CHUNK])
+            chunk = fields[start : start + CHUNK]
+            self._fence.write(partial(_hdel, chunk))
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._redis.close()
+
+def _hset(values: Mapping[Any, Any], pipe: Pipeline) -> None:
+    pipe.hset(names.REPLAY, mapping=values)
+
+
+def _hdel(fields: Sequence[str], pipe: Pipeline) -> None:
+    pipe.hdel(names.REPLAY, *fields)
 
 
 def _field(member: MemberId) -> str:

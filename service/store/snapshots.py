@@ -69,13 +69,13 @@ class SnapshotWriter:
         self.version = max(_versions(self._root), default=0)
         """The version published last; 0 before the first."""
 
-    def published_step(self) -> int:
-        """Return the entries learned in the current snapshot; 0 if there is none to serve."""
+    def published_position(self) -> str | None:
+        """Return the position of the current snapshot; None if there is none to serve."""
         try:
             current = int((self._root / POINTER).read_bytes())
-            return int(directory.open_directory(self._root / f"snap-{current}").facts["step"])
+            return str(directory.open_directory(self._root / f"snap-{current}").facts["position"])
         except (FileNotFoundError, CorruptState):
-            return 0
+            return None
 
     def publish(
         self,

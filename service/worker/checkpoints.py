@@ -1,7 +1,8 @@
 """Checkpoints: all that the worker needs to go on as if it had never stopped.
 
     checkpoints/ckpt-<seq>/{expert-<id>.safetensors ..., served.safetensors, training.safetensors,
-                            members.safetensors, outcomes.json, manifest.json}
+                            members.safetensors, recent.safetensors, canary.safetensors,
+                            outcomes.json, manifest.json}
 
 The position in the log is inside the checkpoint: a restart loads one and reads on. What came
 after it is learned again by a learner that has forgotten it, so delivery at least once becomes an
@@ -22,30 +23,24 @@ from typing import Any
 from safetensors.numpy import load, save
 
 from service import __version__
-from service.engine.protocol import EngineState, MemberId, Summary
+from service.engine.protocol import EngineState, MemberId, Tensors
 from service.errors import CorruptState
 from service.settings import Settings
 from service.store import directory
 from service.store.directory import StoredDirectory
 from service.store.entry import BatchStatus
-from service.store.read import START, Outcome
+from service.store.read import Outcome
 from service.store.snapshots import SERVED, expert_file, frozen_experts, split_frozen
+from service.worker.step import Progress
 
-FORMAT = 1
+FORMAT = 2
 TRAINING = "training.safetensors"
 MEMBERS = "members.safetensors"
+RECENT = "recent.safetensors"
+CANARY = "canary.safetensors"
 OUTCOMES = "outcomes.json"
+_PLAIN = ("summary", "health", "decisions", "identity", "writer_epoch")  # as JSON
 CPU_INFO = Path("/proc/cpuinfo")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far the worker has come in the log; consumed = learned + quarantined."""
-
-    position: str = START
-    consumed: int = 0
-    learned: int = 0
-    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +52,18 @@ class Checkpoint:
     """Of entries that had not been told yet, so that a crash right after it tells them."""
     state: EngineState
     summary: Mapping[str, Any]
+    """The fields of `protocol.Summary`."""
+    recent: Tensors
+    """Ids of the batches learned last; see `RecentBatches`."""
+    canary: Tensors
+    health: Mapping[str, Any]
+    """See `Health.dump`; with `canary` all of it."""
+    decisions: int
+    """How many decisions had been followed."""
+    identity: str
+    """Of the log."""
+    writer_epoch: int
+    """Of the worker that wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,7 @@ class _Kept:
     seq: int
     progress: Progress
     members: frozenset[MemberId]
+    epoch: int
 
 
 class Checkpoints:
@@ -76,6 +84,7 @@ class Checkpoints:
         self._most_kept = settings.checkpoints_kept
         self._environment = _environment(settings)
         self._kept = [kept for path in self._paths() if (kept := _facts(path)) is not None]
+        self._give_up_futures()
         self.newest: StoredDirectory | None = None
         """The checkpoint that was restored or written last."""
 
@@ -113,42 +122,64 @@ class Checkpoints:
             progress=Progress(**facts["progress"]),
             outcomes=_decode_outcomes(stored.read(OUTCOMES)),
             state=state,
-            summary=facts["summary"],
+            recent=load(stored.read(RECENT)),
+            canary=load(stored.read(CANARY)),
+            **{name: facts[name] for name in _PLAIN},
         )
 
-    def write(
-        self,
-        state: EngineState,
-        summary: Summary,
-        progress: Progress,
-        outcomes: Sequence[Outcome],
-    ) -> StoredDirectory:
-        """Return the checkpoint that is now on disk; drop those beyond the number kept.
+    def write(self, checkpoint: Checkpoint, *, healthy_until: int) -> StoredDirectory:
+        """Return the checkpoint that is now on disk; drop those that are not kept.
+
+        Args:
+            checkpoint: what it says.
+            healthy_until: number of an entry; the newest checkpoint up to there is kept, too.
 
         Raises:
             OSError: the disk is full or refuses; the checkpoints before are untouched.
         """
-        paths = self._paths()
-        seq = 1 + (_seq(paths[-1]) if paths else 0)
+        seq, state = self.newest_seq + 1, checkpoint.state
         contents, linked = split_frozen(state.frozen, self.newest)
         contents[SERVED] = save(dict(state.served))
         contents[TRAINING] = save(dict(state.training))
         contents[MEMBERS] = save({"members": state.members})
-        contents[OUTCOMES] = _encode_outcomes(outcomes)
+        contents[RECENT] = save(dict(checkpoint.recent))
+        contents[CANARY] = save(dict(checkpoint.canary))
+        contents[OUTCOMES] = _encode_outcomes(checkpoint.outcomes)
         facts = {
             "format": FORMAT,
             "kind": "checkpoint",
             "seq": seq,
-            "progress": asdict(progress),
+            "progress": asdict(checkpoint.progress),
             "values": state.values,
-            "summary": asdict(summary),
             "environment": self._environment,
+            **{name: getattr(checkpoint, name) for name in _PLAIN},
         }
         path = self._root / f"ckpt-{seq:08}"
         self.newest = directory.write(path, contents, facts, linked=linked)
-        self._kept.append(_Kept(seq, progress, member_ids(state)))
-        self._drop_old()
+        ids, epoch = member_ids(state), checkpoint.writer_epoch
+        self._kept.append(_Kept(seq, checkpoint.progress, ids, epoch))
+        self._drop_old(healthy_until)
         return self.newest
+
+    @property
+    def newest_seq(self) -> int:
+        """Number of the newest checkpoint, whole or not; 0 before the first."""
+        paths = self._paths()
+        return sequence(paths[-1]) if paths else 0
+
+    @property
+    def known_epoch(self) -> int:
+        """The highest writer epoch among the checkpoints; 0 before the first."""
+        return max((kept.epoch for kept in self._kept), default=0)
+
+    def kept(self, seq: int) -> Progress | None:
+        """Return how far the learner was at a checkpoint that is kept, else None."""
+        return next((kept.progress for kept in self._kept if kept.seq == seq), None)
+
+    def mark(self, number: int) -> int | None:
+        """Return the newest kept checkpoint that holds nothing behind the entry of that number."""
+        seqs = [kept.seq for kept in self._kept if kept.progress.consumed <= number]
+        return seqs[-1] if seqs else None
 
     def age_s(self) -> float:
         """Return the age of the newest checkpoint in seconds; not a number before the first."""
@@ -165,14 +196,26 @@ class Checkpoints:
             name: then.get(name) for name, v in self._environment.items() if then.get(name) != v
         }
 
-    def _drop_old(self) -> None:
-        self._kept = self._kept[-self._most_kept :]
+    def _drop_old(self, healthy_until: int) -> None:
+        self._give_up_futures()
+        mark = self.mark(healthy_until)
+        newest = self._kept[-self._most_kept :]
+        self._kept = [kept for kept in self._kept if kept in newest or kept.seq == mark]
+        seqs = {kept.seq for kept in self._kept}
         for path in self._paths():
-            if _seq(path) < self._kept[0].seq:
+            if sequence(path) not in seqs and sequence(path) < newest[-1].seq:
                 directory.remove(path)
 
+    def _give_up_futures(self) -> None:
+        """Forget checkpoints ahead of a later one: the learner went back to before them."""
+        reached = math.inf
+        for kept in reversed(self._kept[:]):
+            if kept.progress.consumed > reached:
+                self._kept.remove(kept)
+            reached = min(reached, kept.progress.consumed)
+
     def _paths(self) -> list[Path]:
-        return sorted(self._root.glob("ckpt-*"), key=_seq)
+        return sorted(self._root.glob("ckpt-*"), key=sequence)
 
 
 def member_ids(state: EngineState) -> frozenset[MemberId]:
@@ -180,7 +223,8 @@ def member_ids(state: EngineState) -> frozenset[MemberId]:
     return frozenset((number, index) for number, index in state.members.tolist())
 
 
-def _seq(path: Path) -> int:
+def sequence(path: Path) -> int:
+    """Return the sequence number of a checkpoint's directory."""
     return int(path.name.removeprefix("ckpt-"))
 
 
@@ -199,7 +243,8 @@ def _facts(path: Path) -> _Kept | None:
     except CorruptState:
         return None
     ids = frozenset((number, index) for number, index in members)
-    return _Kept(_seq(path), Progress(**stored.facts["progress"]), ids)
+    facts = stored.facts
+    return _Kept(sequence(path), Progress(**facts["progress"]), ids, facts["writer_epoch"])
 
 
 def _encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:

@@ -36,7 +36,14 @@ SHARE = 0.05
 LONGEST_BACK_OFF_S = 2.0
 """Longest wait between attempts while Redis or the disk is away."""
 
+PATIENCE_S = 6.0
+"""Longest wait for the entry that is being learned when the worker is told to stop."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class StepAbandoned(BaseException):
+    """The entry that was being learned is given up; a restart begins it again."""
 
 
 class Pace:
@@ -85,6 +92,15 @@ class Worker:
         """Entries learned or set aside so far; any thread may read it."""
         return self._learning.progress.consumed
 
+    def hurry(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Give up the entry that is being learned, if one is; also a signal handler.
+
+        Raises:
+            StepAbandoned: out of the engine, which is then as before the entry.
+        """
+        if self._learning.in_step:
+            raise StepAbandoned
+
     def run(self) -> None:
         """Learn until `stop`; then everything learned is in a checkpoint, if Redis is there.
 
@@ -92,17 +108,21 @@ class Worker:
             CorruptState: the log or what it must fit is damaged; a human decides.
             SettingsError: a learner setting does not fit the stream or its state.
         """
-        self._insist(self._learning.restore)
-        while not self._stopping:
-            self._insist(self._turn)
+        try:
+            self._insist(self._learning.restore)
+            while not self._stopping:
+                self._insist(self._turn)
+        except StepAbandoned:
+            log.warning("step_abandoned", waited_s=PATIENCE_S)
         try:
             if self._learning.unsaved:
                 self._save()
         except (Unavailable, OSError) as error:
             log.warning("stopped_without_checkpoint", reason=str(error))
 
-    def hold(self) -> None:
-        """Do nothing until `stop`, so that metrics can still be read."""
+    def hold(self, problem: str) -> None:
+        """Tell the problem and do nothing until `stop`, so that metrics can still be read."""
+        self._insist(lambda: self._learning.stopped(problem))
         while not self._stopping:
             time.sleep(BLOCK_MS / 1000)
 
@@ -116,8 +136,10 @@ class Worker:
         for raw in entries:
             if self._stopping:
                 return
-            expanded = self._learning.learn(raw)
-            if expanded or self._checkpoints.due:
+            turn = self._learning.learn(raw)
+            if turn == "back":
+                return
+            if turn == "save" or self._checkpoints.due:
                 self._save()
             elif self._snapshots.due or not self._learning.published:
                 self._publish()
@@ -161,7 +183,7 @@ def run(settings: Settings, engines: Engines) -> int:
     """Learn until SIGTERM or SIGINT; return the exit code 0.
 
     Raises:
-        StateDirectoryBusy: another worker holds the state directory.
+        StateDirectoryBusy: another worker holds the state directory or writes to its log.
         CorruptState: after a signal, when learning had stopped for it.
         SettingsError: a learner setting does not fit the stream or its state.
     """
@@ -170,19 +192,30 @@ def run(settings: Settings, engines: Engines) -> int:
     registry = CollectorRegistry()
     with _lock(settings.state_dir), _listener(settings, registry):
         worker = Worker(settings, engines, WorkerMetrics(registry))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, worker.stop)
+        _listen_to_signals(worker)
         log.info("started", state_dir=str(settings.state_dir))
         try:
             worker.run()
         except CorruptState as error:
             log.critical("learning_stopped", reason=str(error))
-            worker.hold()
+            worker.hold(str(error))
             raise
         finally:
             worker.close()
     log.info("stopped")
     return 0
+
+
+def _listen_to_signals(worker: Worker) -> None:
+    """Stop on SIGTERM and SIGINT: after the current entry, or without it if that takes long."""
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        worker.stop()
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    signal.signal(signal.SIGALRM, worker.hurry)
 
 
 @contextmanager

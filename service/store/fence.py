@@ -1,0 +1,74 @@
+"""The one writer of a stream: a worker writes to Redis only while no later worker has started.
+
+The directory's lock keeps two workers of one machine apart; this keeps one out that slept, or whose
+lock was taken away, and that wakes up with an old epoch. The resource refuses it, so no clock and
+no time to live is trusted (Kleppmann 2016).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.client import Pipeline
+from redis.exceptions import WatchError
+
+from service.errors import CorruptState, StateDirectoryBusy
+from service.store import names
+from service.store.link import connect, redis_errors
+
+
+class Fence:
+    """The worker's connection to Redis; every write goes through `write`."""
+
+    def __init__(self, url: str) -> None:
+        """Connect to the server at `url`; nothing may be written before `claim`."""
+        self.redis: redis.Redis = connect(url)
+        self.epoch = 0
+        """Of this worker; 0 before `claim`."""
+
+    def claim(self, above: int) -> None:
+        """Become the only writer: from now on every earlier worker's writes are refused.
+
+        Args:
+            above: the highest epoch that the state directory knows.
+
+        Raises:
+            Unavailable: Redis is away; may be called again.
+        """
+        with redis_errors():
+            epoch: Any = self.redis.incr(names.EPOCH)
+            if epoch <= above:  # this Redis is younger than the state directory
+                epoch = self.redis.incrby(names.EPOCH, above + 1 - epoch)
+        self.epoch = int(epoch)
+
+    def write(self, queue: Callable[[Pipeline], object]) -> list[Any]:
+        """Return the answers to the commands that `queue` queues; all of them happen, or none.
+
+        Raises:
+            StateDirectoryBusy: a later worker has started; nothing was written.
+            CorruptState: the epoch is gone, so everything else is, too; nothing was written.
+            Unavailable: Redis is away; whether it was written is not known.
+        """
+        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.watch(names.EPOCH)
+            found: Any = pipe.get(names.EPOCH)
+            if found is None:
+                raise CorruptState("redis has lost the epoch of its worker, and so its log")
+            if int(found) != self.epoch:
+                self._give_way(int(found))
+            pipe.multi()
+            queue(pipe)
+            try:
+                return list(pipe.execute())
+            except WatchError:
+                self._give_way(self.epoch + 1)
+        raise AssertionError("not reached")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.redis.close()
+
+    def _give_way(self, epoch: int) -> None:
+        raise StateDirectoryBusy(
+            f"a later worker writes to this log: its epoch is {epoch}, this one's {self.epoch}"
+        )
