@@ -33,6 +33,8 @@ from service.settings import Settings
 
 CAPACITY = 24
 """Members of the memory."""
+KEPT = 0.98
+"""Share of a class' past that each sample of it leaves: a burst of wrong labels does harm."""
 EXPANSION_ODDS = 16
 """One in so many entries expands."""
 
@@ -66,7 +68,7 @@ class ToyEngine:
     chain: bytes = bytes(32)
     classes: list[Label] = field(default_factory=list)
     sums_KD: Array = field(default_factory=lambda: np.zeros((0, 0)))
-    counts_K: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts_K: Array = field(default_factory=lambda: np.zeros(0))
     frozen: dict[int, dict[str, Array]] = field(default_factory=dict)
     memory: list[tuple[MemberId, Array, Label | None]] = field(default_factory=list)
 
@@ -176,7 +178,7 @@ class ToyEngine:
     def _guess(self, sample_D: Array) -> Label | None:
         if not self.classes:
             return None
-        means_KD = self.sums_KD / np.maximum(1, self.counts_K)[:, np.newaxis]
+        means_KD = self.sums_KD / np.maximum(1e-9, self.counts_K)[:, np.newaxis]
         return self.classes[int(np.argmin(((means_KD - sample_D) ** 2).sum(1)))]
 
     def _learn(self, x: Array, listed: Sequence[Label | None]) -> None:
@@ -189,8 +191,8 @@ class ToyEngine:
                 self.sums_KD = np.vstack([self.sums_KD.reshape(-1, width), np.zeros(width)])
                 self.counts_K = np.append(self.counts_K, 0)
             k = self.classes.index(label)
-            self.sums_KD[k] = 0.999 * self.sums_KD[k] + sample_D
-            self.counts_K[k] += 1
+            self.sums_KD[k] = KEPT * self.sums_KD[k] + sample_D
+            self.counts_K[k] = KEPT * self.counts_K[k] + 1
 
     def _chain_array(self) -> Array:
         return np.frombuffer(self.chain, np.uint8).copy()
@@ -207,7 +209,7 @@ class ToyPredictor:
 
     @classmethod
     def of(cls, state: EngineState) -> "ToyPredictor":
-        counts_K = np.maximum(1, state.served["counts"])
+        counts_K = np.maximum(1e-9, state.served["counts"])
         return cls(
             schema=InputSchema.parse(state.values["schema"]),
             classes=state.values["classes"],

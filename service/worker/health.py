@@ -23,6 +23,8 @@ CONFIRM = 10
 """Entries after which harm that was seen must still be there."""
 PROBATION = 200
 """Entries after a rollback that decide between a burst and a drift."""
+TRUSTED = 1000
+"""Entries after a drift for which nothing is rolled back; twice as many after each further one."""
 LOST_ACCURACY = 0.1
 """Fall of the canary's accuracy that is harm."""
 LOSS_FACTOR, LOSS_STEP = 5.0, 0.5
@@ -48,6 +50,9 @@ class Facts:
     """Number of the entry at which harm was seen first."""
     probation_until: int = 0
     """Number of the last entry on probation; 0 outside."""
+    trusted_until: int = 0
+    """Number of the entry up to which nothing is rolled back, as the world has been drifting."""
+    drifts: int = 0
     judged: int = 0
     contradicting: int = 0
     set_aside: list[str] = field(default_factory=list)
@@ -98,8 +103,12 @@ class Health:
 
     def went_back(self, until: int) -> None:
         """Begin the probation after a rollback that set aside entries up to that number."""
-        looks, healthy = self.facts.looks, self.facts.healthy_until
-        self.facts = Facts(looks=looks, healthy_until=healthy, probation_until=until + PROBATION)
+        self.facts = Facts(
+            looks=self.facts.looks,
+            healthy_until=self.facts.healthy_until,
+            probation_until=until + PROBATION,
+            drifts=self.facts.drifts,
+        )
 
     def dump(self) -> dict[str, Any]:
         """Return everything but the samples, JSON-able."""
@@ -126,9 +135,13 @@ class Health:
             self._found_healthy(number, looks[-COMPARED:])
         elif facts.suspect_since is None:
             facts.suspect_since = number
-        elif number >= facts.suspect_since + CONFIRM and number > facts.probation_until:
+        elif number >= facts.suspect_since + CONFIRM and number > self._protected_until:
             return "diverged"
         return "none"
+
+    @property
+    def _protected_until(self) -> int:
+        return max(self.facts.probation_until, self.facts.trusted_until)
 
     def _found_healthy(self, number: int, looks: list[tuple[float, float]]) -> None:
         self.facts.looks = looks
@@ -149,10 +162,15 @@ class Health:
         """Return `drifted` if most entries contradicted, or the harm is still there."""
         facts = self.facts
         drifted = facts.suspect_since is not None or 2 * facts.contradicting > facts.judged > 0
-        number, set_aside = facts.probation_until, facts.set_aside
-        self.facts = Facts(looks=facts.looks, healthy_until=number)
+        number, drifts = facts.probation_until, facts.drifts
         if not drifted:
+            self.facts = Facts(looks=facts.looks, healthy_until=number, drifts=drifts)
             return "none"
-        self.facts = Facts(healthy_until=number, set_aside=set_aside)
+        self.facts = Facts(
+            healthy_until=number,
+            trusted_until=number + TRUSTED * 2**drifts,
+            drifts=drifts + 1,
+            set_aside=facts.set_aside,
+        )
         self.canary.forget()
         return "drifted"

@@ -1,0 +1,78 @@
+"""One writer: a worker with an old epoch changes nothing in Redis."""
+
+import pytest
+import redis
+
+from service.errors import CorruptState, StateDirectoryBusy
+from service.store import names
+from service.store.fence import Fence
+from service.store.link import connect
+from service.store.read import Log
+from service.store.replay import ReplayStore
+from tests.log_entries import claimed
+
+
+@pytest.fixture
+def server(either_server: str) -> redis.Redis:
+    return connect(either_server)
+
+
+def test_every_start_takes_a_higher_epoch(either_server: str) -> None:
+    assert [claimed(either_server).epoch for _ in range(3)] == [1, 2, 3]
+
+
+def test_an_epoch_is_above_all_that_the_state_directory_knows(either_server: str) -> None:
+    fence = Fence(either_server)
+    fence.claim(41)
+
+    assert fence.epoch == 42
+    assert claimed(either_server).epoch == 43
+
+
+def test_a_superseded_worker_writes_nothing(either_server: str, server: redis.Redis) -> None:
+    old = claimed(either_server)
+    claimed(either_server)
+    before = {name: server.dump(name) for name in server.keys()}
+
+    for write in (
+        lambda: Log(old).tell("9-0", 9, []),
+        lambda: Log(old).tell_state("learning"),
+        lambda: Log(old).identify("other"),
+        lambda: Log(old).trim("9-0"),
+        lambda: ReplayStore(old).delete([(1, 1)]),
+    ):
+        with pytest.raises(StateDirectoryBusy, match="its epoch is 2, this one's 1"):
+            write()
+
+    assert {name: server.dump(name) for name in server.keys()} == before
+
+
+def test_a_worker_that_is_superseded_in_the_middle_of_a_write_writes_nothing(
+    either_server: str, server: redis.Redis
+) -> None:
+    old = claimed(either_server)
+
+    with pytest.raises(StateDirectoryBusy):
+        old.write(lambda pipe: (server.incr(names.EPOCH), pipe.set("mark", 1)))
+
+    assert server.get("mark") is None
+
+
+def test_without_the_fence_the_old_worker_would_have_written(
+    either_server: str, server: redis.Redis
+) -> None:
+    old = claimed(either_server)
+    claimed(either_server)
+
+    old.redis.hset(names.PROGRESS, mapping={"position": "9-0", "consumed": 9})
+
+    assert server.hget(names.PROGRESS, "consumed") == b"9"
+
+
+def test_a_lost_epoch_is_a_lost_log(either_server: str, server: redis.Redis) -> None:
+    fence = claimed(either_server)
+    server.flushall()
+
+    with pytest.raises(CorruptState, match="lost the epoch"):
+        fence.write(lambda pipe: pipe.set("mark", 1))
+    assert server.get("mark") is None
