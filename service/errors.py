@@ -11,6 +11,7 @@ ServiceError(status, code)
 SettingsError      (a process does not start; exit 2)
 StateDirectoryBusy (another worker holds the state directory; exit 75)
 DemoFailed         (the demo's service died or learns nothing; exit 1)
+IncompleteHistory  (entries that a replay or an export needs are kept no longer; exit 1)
 CorruptState       (a checkpoint, snapshot or log entry is not what was written; exit 65)
 
 A message names the thing, the bound and the value, in lower case and without a full stop.
@@ -83,6 +84,10 @@ class StateDirectoryBusy(Exception):
 
 class DemoFailed(Exception):
     """The demo's own service died, or learns nothing any more."""
+
+
+class IncompleteHistory(Exception):
+    """Entries that a replay or an export needs are kept neither in the archive nor in the log."""
 
 
 class CorruptState(Exception):
