@@ -108,24 +108,8 @@ class Checkpoints:
         Raises:
             CorruptState: a file is missing or not what was written.
         """
-        stored = _open(path)
-        facts = stored.facts
-        state = EngineState(
-            frozen={id_: load(stored.read(expert_file(id_))) for id_ in frozen_experts(stored)},
-            served=load(stored.read(SERVED)),
-            training=load(stored.read(TRAINING)),
-            members=load(stored.read(MEMBERS))["members"],
-            values=facts["values"],
-        )
-        self.newest = stored
-        return Checkpoint(
-            progress=Progress(**facts["progress"]),
-            outcomes=_decode_outcomes(stored.read(OUTCOMES)),
-            state=state,
-            recent=load(stored.read(RECENT)),
-            canary=load(stored.read(CANARY)),
-            **{name: facts[name] for name in _PLAIN},
-        )
+        self.newest, checkpoint = read_checkpoint(path)
+        return checkpoint
 
     def write(self, checkpoint: Checkpoint, *, healthy_until: int) -> StoredDirectory:
         """Return the checkpoint that is now on disk; drop those that are not kept.
@@ -216,6 +200,32 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self._root.glob("ckpt-*"), key=sequence)
+
+
+def read_checkpoint(path: Path) -> tuple[StoredDirectory, Checkpoint]:
+    """Return a checkpoint and where it lies, every file checked against its hash.
+
+    Raises:
+        CorruptState: a file is missing or not what was written.
+    """
+    stored = _open(path)
+    facts = stored.facts
+    state = EngineState(
+        frozen={id_: load(stored.read(expert_file(id_))) for id_ in frozen_experts(stored)},
+        served=load(stored.read(SERVED)),
+        training=load(stored.read(TRAINING)),
+        members=load(stored.read(MEMBERS))["members"],
+        values=facts["values"],
+    )
+    checkpoint = Checkpoint(
+        progress=Progress(**facts["progress"]),
+        outcomes=_decode_outcomes(stored.read(OUTCOMES)),
+        state=state,
+        recent=load(stored.read(RECENT)),
+        canary=load(stored.read(CANARY)),
+        **{name: facts[name] for name in _PLAIN},
+    )
+    return stored, checkpoint
 
 
 def member_ids(state: EngineState) -> frozenset[MemberId]:
