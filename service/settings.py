@@ -8,7 +8,7 @@ this class.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,6 +31,24 @@ FOREIGN: Mapping[Preset, frozenset[str]] = {
     ),
 }
 """Settings of the learner that a preset does not know."""
+LEARNER = (
+    "preset",
+    "seed",
+    "expert",
+    "fusion",
+    "budget",
+    "statistics_bytes",
+    "replay_bytes",
+    "false_expansion_probability",
+    "false_expansion_horizon",
+    "threshold",
+    "capacity",
+    "replay_per_batch",
+    "learning_rate",
+    "patch",
+    "max_experts",
+)
+"""Settings that the learner's state rests on; fixed for the life of a state directory."""
 
 
 class Settings(BaseSettings):
@@ -150,6 +168,11 @@ class Settings(BaseSettings):
     def schema_from_settings(self) -> InputSchema | None:
         """The input schema that LEVIT_INPUT declares, or None."""
         return None if self.input is None else InputSchema.parse(self.input)
+
+    @property
+    def learner(self) -> dict[str, Any]:
+        """The settings of the learner by name, plain values."""
+        return self.model_dump(include=set(LEARNER))
 
     @property
     def learner_threads(self) -> int:

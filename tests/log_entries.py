@@ -1,17 +1,19 @@
 """A small seeded stream put into the log as the API would, and the digest of what was learned."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
-from service.engine.protocol import Array, EngineState, Label, Labels
+from service.engine.digest import digest
+from service.engine.protocol import Array, Label, Labels
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import entry
 from service.store.append import Appender, Receipt, Submission
 from service.store.fence import Fence
+
+__all__ = ["SCHEMA", "append_all", "batches", "claimed", "digest", "refused_batch", "submission"]
 
 SCHEMA = InputSchema.parse("image:8x8x1")
 
@@ -68,20 +70,6 @@ def claimed(url: str) -> Fence:
     fence = Fence(url)
     fence.claim(0)
     return fence
-
-
-def digest(state: EngineState) -> str:
-    """Return one SHA-256 over every array and value of a state."""
-    hashed = hashlib.sha256(json.dumps(state.values, sort_keys=True).encode())
-    arrays = {"members": state.members}
-    arrays |= {f"served.{name}": array for name, array in state.served.items()}
-    arrays |= {f"training.{name}": array for name, array in state.training.items()}
-    for expert, tensors in state.frozen.items():
-        arrays |= {f"frozen.{expert}.{name}": array for name, array in tensors.items()}
-    for name in sorted(arrays):
-        hashed.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        hashed.update(arrays[name].tobytes())
-    return hashed.hexdigest()
 
 
 def _plain(labels: Labels) -> Sequence[Label]:

@@ -82,7 +82,8 @@ class Checkpoints:
         self._root.mkdir(parents=True, exist_ok=True)
         directory.remove_temporaries(self._root)
         self._most_kept = settings.checkpoints_kept
-        self._environment = _environment(settings)
+        self._environment = environment(settings)
+        self._learner = settings.learner
         self._kept = [kept for path in self._paths() if (kept := _facts(path)) is not None]
         self._give_up_futures()
         self.newest: StoredDirectory | None = None
@@ -136,6 +137,7 @@ class Checkpoints:
             "progress": asdict(checkpoint.progress),
             "values": state.values,
             "environment": self._environment,
+            "settings": self._learner,
             **{name: getattr(checkpoint, name) for name in _PLAIN},
         }
         path = self._root / f"ckpt-{seq:08}"
@@ -269,7 +271,7 @@ def _decode_outcomes(content: bytes) -> list[Outcome]:
     ]
 
 
-def _environment(settings: Settings) -> dict[str, Any]:
+def environment(settings: Settings) -> dict[str, Any]:
     """Return what bit-identity rests on besides log, seed and settings."""
     return {
         "levit": __version__,
