@@ -7,12 +7,15 @@ thread `follow`       imports the learner, loads published snapshots
 """
 
 import ipaddress
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
@@ -23,16 +26,20 @@ from service import __version__, logs
 from service.api.batcher import Batcher
 from service.api.codec import Codec
 from service.api.predictor import Follower
+from service.api.routes_checkpoints import checkpoint_routes
 from service.api.routes_learn import learn_routes
 from service.api.routes_predict import predict_routes
+from service.api.routes_quarantine import quarantine_routes
 from service.api.routes_watch import watch_routes
 from service.api.schemas import Problem
 from service.engine.protocol import Engines
-from service.errors import BadRequest, ServiceError, SettingsError
+from service.errors import BadRequest, ServiceError, SettingsError, Unprocessable
 from service.learned import LearningCollector
 from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.store.append import Appender
+from service.store.commands import CommandDesk
+from service.store.quarantine import Quarantine
 from service.store.server import server_url
 
 _ROUTER_REFUSALS = {
@@ -57,7 +64,8 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     check_exposure(settings)
     registry = CollectorRegistry()
     metrics = ApiMetrics(registry)
-    appender = Appender(server_url(settings), settings)
+    url = server_url(settings)
+    appender, quarantine, desk = Appender(url, settings), Quarantine(url), CommandDesk(url)
     codec = Codec(settings)
     follower = Follower(settings, load_engines)
     batcher = Batcher(follower.answer, settings, metrics)
@@ -74,7 +82,8 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         await batcher.stop()
         follower.stop()
         codec.close()
-        await appender.close()
+        for connected in (appender, quarantine, desk):
+            await connected.close()
 
     app = FastAPI(
         title="LEViT Stream",
@@ -88,7 +97,15 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     app.include_router(learn_routes(appender, codec, metrics, require_key=require_key))
     app.include_router(predict_routes(follower, batcher, appender, codec, metrics))
     app.include_router(watch_routes(appender, follower, metrics, registry))
-    for kind in (ServiceError, HTTPException, ClientDisconnect, Exception):
+    app.include_router(quarantine_routes(quarantine))
+    app.include_router(checkpoint_routes(desk, settings.state_dir))
+    for kind in (
+        ServiceError,
+        HTTPException,
+        RequestValidationError,
+        ClientDisconnect,
+        Exception,
+    ):
         app.add_exception_handler(kind, _answer_error)
     return app
 
@@ -121,6 +138,8 @@ def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
         SettingsError: it would be open to strangers.
     """
     logs.configure("api")
+    # uvicorn stops in order and then raises the signal once more, which would be the exit code.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         create_app(settings, load_engines),
         host=settings.host,
@@ -148,6 +167,9 @@ async def _answer_error(_: Request, error: Exception) -> JSONResponse:
             status, title = error.status_code, HTTPStatus(error.status_code).phrase
             code, detail = _ROUTER_REFUSALS.get(status, ("refused", error.detail))
             headers |= error.headers or {}
+        case RequestValidationError():
+            status, title = Unprocessable.status, Unprocessable.title
+            code, detail = "bad_parameter", _parameter_problem(error)
         case ClientDisconnect():
             status, title = BadRequest.status, BadRequest.title
             code, detail = "incomplete_body", "expected the whole body, got its beginning"
@@ -158,3 +180,9 @@ async def _answer_error(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(
         problem.model_dump(), status, headers, media_type="application/problem+json"
     )
+
+
+def _parameter_problem(error: RequestValidationError) -> str:
+    """Return in words what is wrong with a parameter of the path or the query."""
+    first = error.errors()[0]
+    return f"{first['loc'][-1]}: {first['msg']}, got {str(first['input'])[:40]!a}"

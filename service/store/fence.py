@@ -14,7 +14,7 @@ from redis.exceptions import WatchError
 
 from service.errors import CorruptState, StateDirectoryBusy
 from service.store import names
-from service.store.link import connect, redis_errors
+from service.store.link import connect, lost_connection, redis_errors
 
 
 class Fence:
@@ -60,7 +60,9 @@ class Fence:
             queue(pipe)
             try:
                 return list(pipe.execute())
-            except WatchError:
+            except WatchError as error:
+                if lost := lost_connection(error):
+                    raise lost from None
                 self._give_way(self.epoch + 1)
         raise AssertionError("not reached")
 
