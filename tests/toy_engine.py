@@ -37,6 +37,8 @@ KEPT = 0.98
 """Share of a class' past that each sample of it leaves: a burst of wrong labels does harm."""
 EXPANSION_ODDS = 16
 """One in so many entries expands."""
+MOST_FROZEN = 32
+"""Frozen experts beyond which nothing expands: a long stream's checkpoints stay small."""
 
 
 def scaled(x: Array) -> Array:
@@ -110,6 +112,8 @@ class ToyEngine:
         )
 
     def expand(self) -> bool:
+        if len(self.frozen) == MOST_FROZEN:
+            return False
         self.frozen[len(self.frozen)] = {
             "sums": self.sums_KD.copy(),
             "chain": self._chain_array(),

@@ -1,0 +1,109 @@
+"""What was acknowledged against what was learned; every difference is a violation with a number.
+
+Three witnesses that know nothing of each other: the clients' receipts, the counters and ids in the
+newest checkpoint, and an engine that is given the acknowledged batches in the order of the log
+without ever being interrupted. The toy engine's bytes change with any batch lost, doubled or moved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from service.engine.protocol import Engines, EntryRefused
+from service.inputs import InputSchema
+from service.settings import Settings
+from service.store.decisions import Decisions
+from service.worker.step import RECENT
+from tests.chaos.clients import Acked, RetryingClient
+from tests.chaos.parts import newest_checkpoint
+from tests.chaos.workload import Workload
+from tests.log_entries import digest
+from tests.toy_engine import ToyEngines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the checker found."""
+
+    acked: int
+    consumed: int
+    learned: int
+    quarantined: int
+    repeated: int
+    lost: int
+    """Acknowledged, and neither learned nor quarantined."""
+    doubled: int
+    """Entries consumed beyond those acknowledged."""
+    same_state: bool
+    """Whether the state is that of an engine that was never interrupted."""
+    violations: list[str] = field(default_factory=list)
+
+
+def check(
+    settings: Settings,
+    workload: Workload,
+    clients: Sequence[RetryingClient],
+    *,
+    engines: Engines | None = None,
+) -> Verdict:
+    """Return what became of all batches; the worker has ended with everything learned.
+
+    Args:
+        settings: of the worker.
+        workload: what the clients sent.
+        clients: they have ended.
+        engines: of the worker; None for the toy's.
+    """
+    checkpoint = newest_checkpoint(settings)
+    progress = checkpoint.progress
+    acked = [one for client in clients for one in client.acked]
+    refused = sum(workload.refused(one.client, one.number) for one in acked)
+    recent = {row.tobytes().hex() for row in checkpoint.recent["ids"]}
+    newest = sorted(acked, key=_place)[-RECENT // 2 :]
+    lost = sum(
+        one.batch_id not in recent
+        for one in newest
+        if not workload.refused(one.client, one.number)
+    )
+    expected = _uninterrupted(settings, workload, acked, engines or ToyEngines())
+    verdict = Verdict(
+        acked=len(acked),
+        consumed=progress.consumed,
+        learned=progress.learned,
+        quarantined=progress.quarantined,
+        repeated=progress.repeated,
+        lost=lost,
+        doubled=progress.consumed - len(acked),
+        same_state=digest(checkpoint.state) == expected,
+    )
+    wrong = {
+        "lost": verdict.lost,
+        "trained twice": verdict.doubled,
+        "in the log twice": verdict.repeated,
+        "quarantined besides the refused": verdict.quarantined - refused,
+        "learned besides the acknowledged": verdict.learned - (len(acked) - refused),
+        "ids given twice": len(acked) - len({one.batch_id for one in acked}),
+        "decisions nobody asked for": len(Decisions(settings.state_dir)),
+        "other bytes than an uninterrupted run": int(not verdict.same_state),
+    }
+    verdict.violations.extend(f"{what}: {count}" for what, count in wrong.items() if count)
+    return verdict
+
+
+def _uninterrupted(
+    settings: Settings, workload: Workload, acked: Sequence[Acked], engines: Engines
+) -> str:
+    """Return the digest of an engine that got these batches in the order of the log."""
+    schema = InputSchema.parse(workload.schema)
+    engine = engines.create(settings, schema)
+    for entry_number, one in enumerate(sorted(acked, key=_place), start=1):
+        x, labels = workload.arrays(one.client, one.number)
+        try:
+            engine.observe(entry_number, schema.canonical(x), labels)
+        except EntryRefused:
+            continue
+    return digest(engine.dump())
+
+
+def _place(one: Acked) -> tuple[int, ...]:
+    assert one.position is not None
+    return tuple(int(part) for part in one.position.split("-"))
