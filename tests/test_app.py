@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.api.app import check_exposure, create_app
-from service.api.codec import JSON, SAFETENSORS
+from service.api.body import JSON, SAFETENSORS
 from service.engine.protocol import Engines
 from service.errors import SettingsError
 from service.settings import Settings

@@ -9,7 +9,8 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.codec import JSON, SAFETENSORS, Batch, decode, submission
+from service.api.body import JSON, SAFETENSORS
+from service.api.codec import Batch, decode, submission
 from service.engine.protocol import Array, Labels
 from service.errors import BadRequest, ServiceError, TooLarge, Unprocessable
 from service.inputs import InputSchema

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.codec import JSON, SAFETENSORS
+from service.api.body import JSON, SAFETENSORS
 from service.store.entry import encode
 from tests.bad_bodies import BAD_JSON, BAD_TENSORS
 from tests.served import (

@@ -6,7 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.codec import SAFETENSORS
+from service.api.body import SAFETENSORS
 from service.settings import Settings
 from service.store.entry import encode
 from tests.served import (

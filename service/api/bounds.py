@@ -5,6 +5,7 @@ the value.
 Dimension key: B batch; a sample has the shape of its InputSchema.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,17 @@ from service.errors import TooLarge, Unprocessable
 from service.inputs import InputSchema
 
 MAX_LABEL_CHARACTERS = 64
+_BATCH_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def check_batch_id(batch_id: str) -> None:
+    """Check that a batch_id is spelled as ours are.
+
+    Raises:
+        Unprocessable: `bad_batch_id`.
+    """
+    if not _BATCH_ID.fullmatch(batch_id):
+        raise Unprocessable("bad_batch_id", "expected a batch_id of 32 hexadecimal digits")
 
 
 def check_batch_size(n: int, max_batch: int) -> None:

@@ -11,23 +11,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from starlette.requests import Request
 
+from service.api.body import JSON, SAFETENSORS, media_type_of, read_body
 from service.api.bounds import check_labels, check_samples, check_values
 from service.api.json_body import read_json
 from service.api.tensor_body import read_tensors
 from service.engine.protocol import Array, Label, Labels
-from service.errors import TooLarge, UnsupportedMedia
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store.append import Submission
 from service.store.entry import encode
 
-JSON: Final = "application/json"
-SAFETENSORS: Final = "application/x-safetensors"
 _SMALL_BYTES = 16 * 2**10
 """Bodies up to this size are decoded on the event loop: it takes less than a millisecond."""
 _DECODERS = 2
@@ -131,8 +129,8 @@ class Codec:
         return await self._run(request, read)
 
     async def _run(self, request: Request, read: Callable[[bytes, str], _T]) -> _T:
-        media_type = _media_type(request)
-        body = await _body(request, self._max_body_bytes)
+        media_type = media_type_of(request, JSON, SAFETENSORS)
+        body = await read_body(request, self._max_body_bytes)
         if len(body) <= _SMALL_BYTES:
             return read(body, media_type)
         loop = asyncio.get_running_loop()
@@ -163,40 +161,3 @@ def _labelled(labels: Labels | None) -> int:
     if isinstance(labels, np.ndarray):
         return int((labels >= 0).sum())
     return sum(label != "" for label in labels)
-
-
-def _media_type(request: Request) -> str:
-    """Return the body's media type, one of the two that are read."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise UnsupportedMedia(
-            "unsupported_encoding", f"expected no Content-Encoding, got {encoding[:40]!a}"
-        )
-    said = request.headers.get("content-type", "")
-    media_type, _, parameters = said.lower().partition(";")
-    if media_type.strip() not in (JSON, SAFETENSORS) or parameters.strip() not in (
-        "",
-        "charset=utf-8",
-    ):
-        raise UnsupportedMedia(
-            "unsupported_type",
-            f"expected Content-Type {JSON} (UTF-8) or {SAFETENSORS}, got {said[:60]!a}",
-        )
-    return media_type.strip()
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """Return the body, of which never more than `limit` bytes and a chunk are held."""
-    declared = request.headers.get("content-length", "")
-    size = int(declared) if declared.isdecimal() else 0
-    chunks: list[bytes] = []
-    if size <= limit:
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                break
-            chunks.append(chunk)
-    if size > limit:
-        raise TooLarge("body_too_large", f"expected a body of at most {limit} bytes, got {size}")
-    return b"".join(chunks)

@@ -5,14 +5,14 @@ import re
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from service.api.bounds import check_batch_id
 from service.api.codec import Codec
 from service.api.schemas import OBSERVE_BODY, Accepted, BatchState, problems
-from service.errors import BadRequest, NotFound, ServiceError, Unprocessable
+from service.errors import BadRequest, NotFound, ServiceError
 from service.metrics import ApiMetrics
 from service.store.append import Appender, Receipt, Submission
 
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
-_BATCH_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def learn_routes(
@@ -69,8 +69,7 @@ def learn_routes(
     @router.get("/observations/{batch_id}", responses=problems(404, 422, 503))
     async def observation(batch_id: str) -> BatchState:
         """Tell what became of a batch: queued, learned (step, expert) or quarantined (reason)."""
-        if not _BATCH_ID.fullmatch(batch_id):
-            raise Unprocessable("bad_batch_id", "expected a batch_id of 32 hexadecimal digits")
+        check_batch_id(batch_id)
         status = await appender.status(batch_id)
         if status is None:
             raise NotFound("unknown_batch", f"no record of batch {batch_id} is kept")

@@ -47,12 +47,14 @@ class SnapshotFacts:
 
 def checkpoints(state_dir: Path) -> list[CheckpointFacts]:
     """Return the checkpoints that can be read, newest first."""
-    return [_checkpoint(stored) for stored in _newest_first(state_dir / "checkpoints", "ckpt-")]
+    found = _newest_first(state_dir / "checkpoints", "ckpt-")
+    return [_checkpoint(one) for one in found if one.facts.get("kind") == "checkpoint"]
 
 
 def snapshots(state_dir: Path) -> list[SnapshotFacts]:
     """Return the snapshots that can be read, newest first."""
-    return [_snapshot(stored) for stored in _newest_first(state_dir / "snapshots", "snap-")]
+    found = _newest_first(state_dir / "snapshots", "snap-")
+    return [_snapshot(one) for one in found if one.facts.get("kind") == "snapshot"]
 
 
 def newest_checkpoint_bytes(state_dir: Path) -> int:

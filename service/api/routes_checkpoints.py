@@ -1,0 +1,104 @@
+"""GET /checkpoints, /snapshots and what administrators ask of the worker: rollback, pin, resync."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+
+from service.api.schemas import problems
+from service.api.schemas_admin import (
+    CheckpointList,
+    CheckpointRow,
+    Followed,
+    Pin,
+    Resync,
+    Rollback,
+    SnapshotList,
+    SnapshotRow,
+    command_body,
+    read_command,
+)
+from service.errors import Conflict, NotFound
+from service.store import inventory
+from service.store.commands import CommandDesk, Kind
+
+ANSWER_S = 30.0
+"""Longest wait for the worker: a rollback restores a checkpoint and reads replay members."""
+_REFUSALS = problems(400, 404, 409, 413, 415, 422, 503)
+Seq = Annotated[int, Path(ge=1, le=2**53)]
+
+
+def checkpoint_routes(desk: CommandDesk, state_dir: FilePath) -> APIRouter:
+    """Return the routes of checkpoints and snapshots."""
+    router = APIRouter(tags=["administer"])
+
+    @router.get("/checkpoints")
+    async def checkpoints() -> CheckpointList:
+        """List the checkpoints, newest first."""
+        found = await asyncio.to_thread(inventory.checkpoints, state_dir)
+        return CheckpointList(
+            checkpoints=[CheckpointRow(**_row(asdict(one)), pins=[]) for one in found]
+        )
+
+    @router.get("/snapshots")
+    async def snapshots() -> SnapshotList:
+        """List the published snapshots, newest first."""
+        found = await asyncio.to_thread(inventory.snapshots, state_dir)
+        return SnapshotList(snapshots=[SnapshotRow(**_row(asdict(one))) for one in found])
+
+    @router.post(
+        "/checkpoints/{seq}/rollback", responses=_REFUSALS, openapi_extra=command_body(Rollback)
+    )
+    async def rollback(seq: Seq, request: Request) -> Followed:
+        """Go back to a checkpoint; later entries are read once more, or set aside."""
+        asked = await read_command(request, Rollback)
+        await _check_there(state_dir, seq)
+        return await _follow(desk, "rollback", {"checkpoint": seq, "mode": asked.mode})
+
+    @router.post("/checkpoints/{seq}/pin", responses=_REFUSALS, openapi_extra=command_body(Pin))
+    async def pin(seq: Seq, request: Request) -> Followed:
+        """Keep a copy of a checkpoint, and of all it needs, for good."""
+        asked = await read_command(request, Pin)
+        await _check_there(state_dir, seq)
+        return await _follow(desk, "pin", {"checkpoint": seq, "name": asked.name})
+
+    @router.post(
+        "/resync",
+        responses=problems(400, 409, 413, 415, 422, 503),
+        openapi_extra=command_body(Resync),
+    )
+    async def resync(request: Request) -> Followed:
+        """Go on although so many entries of the log are lost; any other number is refused."""
+        asked = await read_command(request, Resync)
+        return await _follow(desk, "resync", {"accept_loss": asked.accept_loss})
+
+    return router
+
+
+async def _follow(desk: CommandDesk, kind: Kind, arguments: Mapping[str, Any]) -> Followed:
+    """Return what the worker has done.
+
+    Raises:
+        Conflict: `command_refused`, with the worker's reason.
+        Unavailable: it does not answer, or Redis does not.
+    """
+    answer = await desk.ask(kind, arguments, timeout_s=ANSWER_S)
+    if not answer.ok:
+        raise Conflict("command_refused", answer.detail)
+    return Followed(detail=answer.detail)
+
+
+async def _check_there(state_dir: FilePath, seq: int) -> None:
+    there = await asyncio.to_thread(inventory.checkpoints, state_dir)
+    if seq not in {one.seq for one in there}:
+        listed = ", ".join(str(one.seq) for one in there) or "none"
+        raise NotFound("unknown_checkpoint", f"expected a checkpoint of {listed}, got {seq}")
+
+
+def _row(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts as JSON has them: it knows no NaN."""
+    return facts | {"age_s": None if math.isnan(facts["age_s"]) else round(facts["age_s"], 1)}
