@@ -39,8 +39,8 @@ def test_entries_learned_again_before_it_do_not_clear_its_count(state_dir: Path)
 
 def test_an_entry_that_fails_without_killing_the_worker_is_no_death(state_dir: Path) -> None:
     attempts = Attempts(state_dir)
-    with pytest.raises(ValueError), attempts.of(7):
-        raise ValueError
+    with pytest.raises(OSError, match="full"), attempts.of(7):
+        raise OSError("full")
     attempts.close()
 
     assert Attempts(state_dir).deaths(7) == 0

@@ -1,5 +1,8 @@
 """One writer: a worker with an old epoch changes nothing in Redis."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import redis
 
@@ -17,6 +20,11 @@ def server(either_server: str) -> redis.Redis:
     return connect(either_server)
 
 
+def everything(server: redis.Redis) -> dict[Any, Any]:
+    found: Any = server.keys()
+    return {name: server.dump(name) for name in found}
+
+
 def test_every_start_takes_a_higher_epoch(either_server: str) -> None:
     assert [claimed(either_server).epoch for _ in range(3)] == [1, 2, 3]
 
@@ -32,19 +40,20 @@ def test_an_epoch_is_above_all_that_the_state_directory_knows(either_server: str
 def test_a_superseded_worker_writes_nothing(either_server: str, server: redis.Redis) -> None:
     old = claimed(either_server)
     claimed(either_server)
-    before = {name: server.dump(name) for name in server.keys()}
+    before = everything(server)
 
-    for write in (
+    writes: list[Callable[[], object]] = [
         lambda: Log(old).tell("9-0", 9, []),
         lambda: Log(old).tell_state("learning"),
         lambda: Log(old).identify("other"),
         lambda: Log(old).trim("9-0"),
         lambda: ReplayStore(old).delete([(1, 1)]),
-    ):
+    ]
+    for write in writes:
         with pytest.raises(StateDirectoryBusy, match="its epoch is 2, this one's 1"):
             write()
 
-    assert {name: server.dump(name) for name in server.keys()} == before
+    assert everything(server) == before
 
 
 def test_a_worker_that_is_superseded_in_the_middle_of_a_write_writes_nothing(

@@ -41,6 +41,17 @@ class Fence:
                 epoch = self.redis.incrby(names.EPOCH, above + 1 - epoch)
         self.epoch = int(epoch)
 
+    def check(self) -> None:
+        """See that this worker is still the newest, before it writes to the state directory.
+
+        Raises:
+            StateDirectoryBusy: a later worker has started.
+            CorruptState: the epoch is gone, so everything else is, too.
+            Unavailable: Redis is away.
+        """
+        with redis_errors():
+            self._insist_on(self.redis.get(names.EPOCH))
+
     def write(self, queue: Callable[[Pipeline], object]) -> list[Any]:
         """Return the answers to the commands that `queue` queues; all of them happen, or none.
 
@@ -51,11 +62,7 @@ class Fence:
         """
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.watch(names.EPOCH)
-            found: Any = pipe.get(names.EPOCH)
-            if found is None:
-                raise CorruptState("redis has lost the epoch of its worker, and so its log")
-            if int(found) != self.epoch:
-                self._give_way(int(found))
+            self._insist_on(pipe.get(names.EPOCH))
             pipe.multi()
             queue(pipe)
             try:
@@ -63,14 +70,17 @@ class Fence:
             except WatchError as error:
                 if lost := lost_connection(error):
                     raise lost from None
-                self._give_way(self.epoch + 1)
-        raise AssertionError("not reached")
+                raise StateDirectoryBusy("a later worker has just started on this log") from None
 
     def close(self) -> None:
         """Close the connection."""
         self.redis.close()
 
-    def _give_way(self, epoch: int) -> None:
-        raise StateDirectoryBusy(
-            f"a later worker writes to this log: its epoch is {epoch}, this one's {self.epoch}"
-        )
+    def _insist_on(self, found: Any) -> None:  # noqa: ANN401  redis-py's types are a union
+        if found is None:
+            raise CorruptState("redis has lost the epoch of its worker, and so its log")
+        if int(found) != self.epoch:
+            raise StateDirectoryBusy(
+                f"a later worker writes to this log: its epoch is {int(found)}, "
+                f"this one's {self.epoch}"
+            )

@@ -73,12 +73,6 @@ class Log:
             (position.decode(), fields) for _, entries in answer for position, fields in entries
         ]
 
-    def until(self, after: str, last: str, *, count: int) -> list[RawEntry]:
-        """Return up to `count` entries behind `after`, up to and with the position `last`."""
-        with redis_errors():
-            answer = self._redis.xrange(names.LOG, f"({after}", last, count=count)
-        return [(position.decode(), fields) for position, fields in answer]
-
     def trim(self, position: str) -> None:
         """Drop the entries up to and with `position`, where nobody needs them any more."""
         if position == self._trimmed:

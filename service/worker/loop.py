@@ -24,6 +24,7 @@ from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.store.server import server_url
 from service.worker.learning import Learning
+from service.worker.orders import Orders
 
 READ_COUNT = 8
 """Entries read at once: at most 64 MiB of the largest bodies, and few enough round trips."""
@@ -78,6 +79,7 @@ class Worker:
 
     def __init__(self, settings: Settings, engines: Engines, metrics: WorkerMetrics) -> None:
         self._learning = Learning(settings, engines, server_url(settings), metrics)
+        self._orders = Orders(settings, self._learning)
         self._checkpoints = Pace(settings.checkpoint_interval_s)
         self._snapshots = Pace(settings.snapshot_interval_s)
         self._checked_at = time.monotonic()
@@ -132,6 +134,8 @@ class Worker:
 
     def _turn(self) -> None:
         """Learn some entries, saving and publishing when it is time."""
+        if self._orders.follow():
+            return
         entries = self._learning.read(count=READ_COUNT, block_ms=BLOCK_MS)
         for raw in entries:
             if self._stopping:

@@ -1,0 +1,56 @@
+"""All that changes while the worker learns, and that a checkpoint holds."""
+
+from dataclasses import asdict, dataclass, field
+
+from service.engine.protocol import Engine
+from service.worker.books import Books
+from service.worker.checkpoints import Checkpoint
+from service.worker.health import Health
+from service.worker.step import Progress, RecentBatches
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkerState:
+    """The engine, how far it has come, and what is to be told of it; fresh before the first."""
+
+    engine: Engine | None = None
+    """None until the first entry says what a sample is."""
+    progress: Progress = field(default_factory=Progress)
+    recent: RecentBatches = field(default_factory=RecentBatches)
+    health: Health = field(default_factory=Health)
+    books: Books = field(default_factory=Books)
+    identity: str = ""
+    """Of the log that was learned from; empty when nothing was."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, engine: Engine) -> "WorkerState":
+        """Return the state of a checkpoint, around its engine."""
+        state = cls(engine=engine, progress=checkpoint.progress, identity=checkpoint.identity)
+        state.recent.load(checkpoint.recent)
+        state.health.load(checkpoint.health, checkpoint.canary)
+        state.books.outcomes = list(checkpoint.outcomes)
+        return state
+
+    def checkpoint(
+        self, engine: Engine, *, decisions: int, identity: str, writer_epoch: int
+    ) -> Checkpoint:
+        """Return what a checkpoint says of this state.
+
+        Args:
+            engine: its engine.
+            decisions: how many were followed.
+            identity: of the log.
+            writer_epoch: of this worker.
+        """
+        return Checkpoint(
+            progress=self.progress,
+            outcomes=self.books.outcomes,
+            state=engine.dump(),
+            summary=asdict(engine.summary()),
+            recent=self.recent.dump(),
+            canary=self.health.canary.arrays(),
+            health=self.health.dump(),
+            decisions=decisions,
+            identity=identity,
+            writer_epoch=writer_epoch,
+        )
