@@ -18,12 +18,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from service import cli_log
 from service.client import ApiError, Client
 from service.datafile import BadDataFile, read_arrays
-from service.engine.protocol import Array, Engines
+from service.engine.load import load_engines
+from service.engine.protocol import Array
 from service.errors import (
     CorruptState,
     DemoFailed,
+    IncompleteHistory,
     ServiceError,
     SettingsError,
     StateDirectoryBusy,
@@ -34,6 +37,7 @@ EXIT_CODES: dict[type[Exception], int] = {
     ApiError: 1,
     ServiceError: 1,
     DemoFailed: 1,
+    IncompleteHistory: 1,
     OSError: 1,
     SettingsError: 2,
     BadDataFile: 2,
@@ -52,6 +56,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_log.log, name="log")
+app.command()(cli_log.replay)
 
 StateDir = Annotated[
     Path | None, typer.Option(help="Directory of everything durable (LEVIT_STATE_DIR).")
@@ -240,13 +246,6 @@ def _samples(
             f"expected {len(x)} integers or strings as labels, got {y.dtype} {y.shape}"
         )
     return x, y
-
-
-def load_engines(threads: int) -> Engines:
-    """Return the engines of LEViT on so many CPU threads; imports torch, which takes seconds."""
-    from service.engine.levit import LevitEngines
-
-    return LevitEngines(threads=threads)
 
 
 def main() -> None:
