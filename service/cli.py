@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from service import cli_log
+from service import cli_admin, cli_log
+from service.cli_options import RETRY_S, Url, address
 from service.client import ApiError, Client
 from service.datafile import BadDataFile, read_arrays
 from service.engine.load import load_engines
@@ -27,6 +28,7 @@ from service.errors import (
     CorruptState,
     DemoFailed,
     IncompleteHistory,
+    Misused,
     ServiceError,
     SettingsError,
     StateDirectoryBusy,
@@ -40,14 +42,13 @@ EXIT_CODES: dict[type[Exception], int] = {
     IncompleteHistory: 1,
     OSError: 1,
     SettingsError: 2,
+    Misused: 2,
     BadDataFile: 2,
     CorruptState: 65,
     StateDirectoryBusy: 75,
 }
 WAIT_LIMIT_S = 600.0
 """How long `observe` waits for its last batch."""
-RETRY_S = 3.0
-"""How long the other commands try to reach the service."""
 DEMO_EXTRA = "install it with: pip install 'levit-stream[demo]'"
 
 app = typer.Typer(
@@ -58,6 +59,11 @@ app = typer.Typer(
 )
 app.add_typer(cli_log.log, name="log")
 app.command()(cli_log.replay)
+
+app.add_typer(cli_admin.quarantine, name="quarantine")
+app.add_typer(cli_admin.checkpoints, name="checkpoints")
+app.add_typer(cli_admin.snapshots, name="snapshots")
+app.command()(cli_admin.resync)
 
 StateDir = Annotated[
     Path | None, typer.Option(help="Directory of everything durable (LEVIT_STATE_DIR).")
@@ -70,9 +76,6 @@ Port = Annotated[int | None, typer.Option(help="Port of the API (LEVIT_PORT).")]
 Input = Annotated[
     str | None,
     typer.Option(help="What a sample is, such as image:28x28x1; unset: the first batch says."),
-]
-Url = Annotated[
-    str | None, typer.Option(help="Address of the API; unset: the one in this environment.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples in one request.")]
 DataFile = Annotated[Path, typer.Argument(help="An .npz with x (or x_train), or an .npy.")]
@@ -123,7 +126,7 @@ def observe(file: DataFile, url: Url = None, batch_size: BatchSize = 100) -> Non
     """Send the samples of FILE (x, and y if it has labels) in their order; wait until learned."""
     x, y = _samples(file, ("x", "x_train"), ("y", "y_train"))
     bar = Progress(console=Console(stderr=True), transient=True)
-    with Client(_address(url)) as client, bar as progress:
+    with Client(address(url)) as client, bar as progress:
         batches = [slice(at, at + batch_size) for at in range(0, len(x), batch_size)]
         receipts = [
             client.observe(x[batch], None if y is None else y[batch])
@@ -137,7 +140,7 @@ def observe(file: DataFile, url: Url = None, batch_size: BatchSize = 100) -> Non
 def predict(file: DataFile, url: Url = None, batch_size: BatchSize = 100) -> None:
     """Print label, probability, expert and novelty of each sample of FILE, tab-separated."""
     x, _ = _samples(file, ("x", "x_test"), ())
-    with Client(_address(url), retry_s=RETRY_S) as client:
+    with Client(address(url), retry_s=RETRY_S) as client:
         typer.echo("sample\tlabel\tprobability\texpert\tnovelty")
         for at in range(0, len(x), batch_size):
             found = client.predict(x[at : at + batch_size])
@@ -150,7 +153,7 @@ def predict(file: DataFile, url: Url = None, batch_size: BatchSize = 100) -> Non
 @app.command()
 def experts(url: Url = None) -> None:
     """Print the experts of the served model."""
-    with Client(_address(url), retry_s=RETRY_S) as client:
+    with Client(address(url), retry_s=RETRY_S) as client:
         found = client.experts()
     if not found["model_version"]:
         typer.echo("no model yet: nothing was learned so far")
@@ -218,12 +221,6 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return re.sub(r"//([^:@/]*):[^@/]*@", r"//\1:***@", str(value))
-
-
-def _address(url: str | None) -> str:
-    """Return where the API is: as told, or where this environment's would listen."""
-    settings = Settings.read()
-    return url or f"http://{settings.host}:{settings.port}"
 
 
 def _samples(

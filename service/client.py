@@ -21,8 +21,8 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.protocol import Array, Label, Labels
-from service.store.entry import encode
+from service.engine.protocol import Array, Label
+from service.wire import batch_body, classes_array, filled, labels_array
 
 RETRIED_STATUSES = (409, 429, 503)
 """A lost race, too many requests, not now: the same request may succeed later."""
@@ -46,7 +46,7 @@ class Receipt:
     batch_id: str
     n: int
     position: str | None
-    """Id in the log; None where a retry found the batch accepted before and still queued."""
+    """Id in the log; None where a retry came before it was written down."""
     backlog: int
     """Entries accepted and not yet in a checkpoint."""
     replayed: bool
@@ -139,7 +139,7 @@ class Client:
             ApiError: the batch was refused, or the service was away longer than `retry_s`.
             ValueError: `x` or `labels` are of a kind that the wire does not have.
         """
-        answer = self._send("POST", "/observe", _body(x, labels), key=uuid.uuid4().hex)
+        answer = self._send("POST", "/observe", batch_body(x, labels), key=uuid.uuid4().hex)
         fields = ("batch_id", "n", "position", "backlog", "durability")
         said = answer.json()
         replayed = answer.headers.get("Idempotent-Replayed") == "true"
@@ -152,11 +152,11 @@ class Client:
             ApiError: the request was refused, or no model was there within `retry_s`.
             ValueError: `x` is of a kind that the wire does not have.
         """
-        said = self._send("POST", "/predict", _body(x, None)).json()
+        said = self._send("POST", "/predict", batch_body(x, None)).json()
         return Answers(
-            labels=_labels_array(said["labels"]),
-            probabilities=_filled(said["probabilities"], 0.0),
-            classes=_classes_array(said["classes"]),
+            labels=labels_array(said["labels"]),
+            probabilities=filled(said["probabilities"], 0.0),
+            classes=classes_array(said["classes"]),
             experts=np.array(said["experts"], np.int64),
             novelty=np.array(said["novelty"], np.float64),
             model_version=said["model_version"],
@@ -202,8 +202,7 @@ class Client:
         Raises:
             ApiError: the service was away longer than `retry_s`.
         """
-        found: dict[str, Any] = self._send("GET", "/experts").json()
-        return found
+        return self.document("/experts")
 
     def ready(self) -> bool:
         """Say whether the service accepts observations now; never waits for a retry."""
@@ -211,6 +210,33 @@ class Client:
             return self._http.get("/readyz").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
+
+    def document(self, path: str) -> dict[str, Any]:
+        """Return the JSON document that lies under a path of the service.
+
+        Raises:
+            ApiError: it was refused, or the service was away longer than `retry_s`.
+        """
+        found: dict[str, Any] = self._send("GET", path).json()
+        return found
+
+    def command(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to a command, which is sent once.
+
+        Raises:
+            ApiError: it was refused, or no answer came, and whether it was followed is not known.
+        """
+        try:
+            answer = self._http.post(path, json=document)
+        except httpx.TransportError as lost:
+            raise self._unreachable(lost) from lost
+        if not answer.is_success:
+            raise _refusal(answer)
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def _unreachable(self, lost: httpx.TransportError) -> ApiError:
+        return ApiError(0, "unreachable", f"no answer from {self._http.base_url}: {lost}")
 
     def _send(
         self, method: str, path: str, body: bytes | None = None, *, key: str | None = None
@@ -225,10 +251,7 @@ class Client:
             try:
                 answer = self._http.request(method, path, content=body, headers=headers)
             except httpx.TransportError as lost:
-                refusal = ApiError(
-                    0, "unreachable", f"no answer from {self._http.base_url}: {lost}"
-                )
-                retried = True
+                refusal, retried = self._unreachable(lost), True
             else:
                 if answer.is_success:
                     return answer
@@ -255,44 +278,3 @@ def _retry_after_s(answer: httpx.Response) -> float:
     """Return the wait that the service asks for, in seconds; 0 where it does not."""
     text = answer.headers.get("Retry-After", "")
     return float(text) if text.isdecimal() else 0.0
-
-
-def _body(x: Array, labels: Array | Sequence[Label | None] | None) -> bytes:
-    """Return the safetensors body that carries a batch."""
-    samples = np.asarray(x)
-    if samples.dtype.kind == "f":
-        samples = samples.astype(np.float32, copy=False)
-    elif samples.dtype != np.uint8:
-        raise ValueError(f"expected x of uint8 or floats, got {samples.dtype}")
-    return encode(samples, None if labels is None else _wire_labels(labels))
-
-
-def _wire_labels(labels: Array | Sequence[Label | None]) -> Labels:
-    """Return labels as the wire has them: int64 with -1, or strings with "" for none."""
-    listed = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
-    kinds = {type(label) for label in listed} - {type(None)}
-    if kinds == {str}:
-        return ["" if label is None else str(label) for label in listed]
-    if kinds <= {int}:
-        return np.array([-1 if label is None else label for label in listed], np.int64)
-    raise ValueError("expected labels that are all integers or all strings, None for no label")
-
-
-def _labels_array(labels: Sequence[Label | None]) -> Array:
-    """Return an answer's labels as one array of integers or of strings."""
-    if any(isinstance(label, str) for label in labels):
-        return np.array(["" if label is None else label for label in labels])
-    return np.array([-1 if label is None else label for label in labels], np.int64)
-
-
-def _classes_array(rows: Sequence[Sequence[Label]]) -> Array:
-    """Return the listed classes as one array [B, K]; rows without an answer hold none."""
-    width = max(map(len, rows), default=0)
-    padded = [[*row, *[None] * (width - len(row))] for row in rows]
-    return _labels_array([label for row in padded for label in row]).reshape(len(rows), width)
-
-
-def _filled(rows: Sequence[Sequence[float]], fill: float) -> NDArray[np.float64]:
-    """Return rows of unequal length as one array, filled up at their ends."""
-    width = max(map(len, rows), default=0)
-    return np.array([[*row, *[fill] * (width - len(row))] for row in rows], np.float64)

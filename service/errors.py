@@ -9,6 +9,7 @@ ServiceError(status, code)
 +-- Unprocessable 422
 +-- Unavailable 503 (with Retry-After)
 SettingsError      (a process does not start; exit 2)
+Misused            (options of a command contradict each other; exit 2)
 StateDirectoryBusy (another worker holds the state directory; exit 75)
 DemoFailed         (the demo's service died or learns nothing; exit 1)
 IncompleteHistory  (entries that a replay or an export needs are kept no longer; exit 1)
@@ -76,6 +77,10 @@ class Unavailable(ServiceError):
 
 class SettingsError(Exception):
     """A setting is unknown, malformed or contradicts the state directory."""
+
+
+class Misused(Exception):
+    """The options of a command are too few, or contradict each other."""
 
 
 class StateDirectoryBusy(Exception):

@@ -2,17 +2,22 @@
 
 import os
 import subprocess
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
+from service.api.app import create_app
 from service.settings import PREFIX, Settings
 from service.store.link import connect
 from service.store.server import EmbeddedServer, bundled_binary
 from tests.served import publish, running_api, until_served
 from tests.system_packages import require
+from tests.toy_engine import ToyEngines
 
 for name in [name for name in os.environ if name.startswith(PREFIX)]:
     del os.environ[name]
@@ -85,6 +90,23 @@ def settings(state_dir: Path, redis_server: str) -> MakeSettings:
 def api_settings(settings: MakeSettings) -> Settings:
     """Settings of an API whose bounds are quickly reached."""
     return settings(insecure=True, max_batch=16, max_body_bytes=150_000)
+
+
+@pytest.fixture
+def live(settings: MakeSettings) -> Iterator[Settings]:
+    """A service on a port of this machine, without a worker."""
+    served = settings(insecure=True)
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(served, ToyEngines), port=0, ws="none", log_config=None)
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield served.model_copy(update={"port": port})
+    server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture

@@ -14,7 +14,10 @@ from service.demo.data import load_data
 from service.demo.process import running_service
 from service.settings import Settings
 
-COMMANDS = ("serve", "api", "worker", "demo", "observe", "predict", "experts", "bench", "config")
+COMMANDS = (
+    *("serve", "api", "worker", "demo", "observe", "predict", "experts", "bench", "config"),
+    *("quarantine", "checkpoints", "snapshots", "resync"),
+)
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -78,6 +81,7 @@ def vectors(tmp_path: Path) -> str:
         (["api"], {}, "--insecure"),
         (["api", "--insecure", "--host", "192.0.2.1"], {}, "LEVIT_HOST: "),
         (["observe", "absent.npz"], {}, "absent.npz"),
+        (["quarantine", "drop"], {}, "expected batch ids or --all, got neither"),
         (["predict", "README.md"], {}, "README.md"),
         (["demo", "--data", "mnist"], {}, "LEVIT_DATA"),
         (["demo", "--data", "absent.npz"], {}, "absent.npz"),

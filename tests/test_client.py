@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,15 +11,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 
-from service.api.app import create_app
 from service.client import ApiError, Client, Receipt
 from service.engine.protocol import Array
 from service.settings import Settings
-from tests.conftest import MakeSettings
 from tests.served import PIXELS, logged
-from tests.toy_engine import ToyEngines
 
 ACCEPTED = {
     "batch_id": "a" * 32,
@@ -36,23 +31,6 @@ VECTORS = np.ones((2, 3), np.float32)
 
 
 # Against the real service
-
-
-@pytest.fixture
-def live(settings: MakeSettings) -> Iterator[Settings]:
-    """A service on a port of this machine, without a worker."""
-    served = settings(insecure=True)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(served, ToyEngines), port=0, ws="none", log_config=None)
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield served.model_copy(update={"port": port})
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture

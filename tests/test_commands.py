@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,9 +13,10 @@ import redis
 from service.api import routes_checkpoints
 from service.errors import StateDirectoryBusy, Unavailable
 from service.settings import Settings
-from service.store import directory, names
-from service.store.commands import Answer, Command, CommandDesk, Commands
+from service.store import names
+from service.store.commands import Answer, CommandDesk, Commands
 from service.store.link import connect
+from tests.administered import add_checkpoint, worker
 from tests.conftest import MakeSettings
 from tests.log_entries import claimed
 from tests.served import assert_problem, publish
@@ -31,44 +29,7 @@ def server(redis_server: str) -> Iterator[redis.Redis]:
     connected.close()
 
 
-@contextmanager
-def worker(url: str, answer: Answer) -> Iterator[list[Command]]:
-    """Answer commands from a thread, as the worker does; yield those that came."""
-    taken: list[Command] = []
-    ended = threading.Event()
-
-    def serve() -> None:
-        fence = claimed(url)
-        commands = Commands(fence)
-        while not ended.is_set():
-            for command in commands.take():
-                taken.append(command)
-                commands.done(command, answer)
-            time.sleep(0.01)
-        fence.close()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield taken
-    ended.set()
-    thread.join()
-
-
 DONE = Answer(ok=True, detail="went back to checkpoint 2")
-
-
-def add_checkpoint(state_dir: Path, seq: int, *, size: int = 100) -> None:
-    """Write what GET /checkpoints reads of a checkpoint."""
-    root = state_dir / "checkpoints"
-    root.mkdir(exist_ok=True)
-    progress = {"position": f"{seq}-0", "consumed": 10 * seq, "learned": 9 * seq}
-    facts = {
-        "kind": "checkpoint",
-        "seq": seq,
-        "progress": progress | {"quarantined": seq},
-        "summary": {"experts": [{}] * seq},
-    }
-    directory.write(root / f"ckpt-{seq:08}", {"file": b"x" * size}, facts, linked={})
 
 
 # Asking

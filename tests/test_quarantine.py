@@ -14,14 +14,10 @@ from service.engine.protocol import Labels
 from service.errors import Conflict
 from service.store import names, quarantine
 from service.store.aside import SetAside
-from service.store.entry import BatchStatus
 from service.store.link import connect, transaction
 from service.store.quarantine import Quarantine
-from service.store.read import Log, Outcome
-from tests.log_entries import claimed
+from tests.administered import REASON, set_aside
 from tests.served import PIXELS, assert_problem, logged
-
-REASON = "loss is not finite: nan"
 
 
 @pytest.fixture
@@ -42,30 +38,6 @@ async def observe(api: httpx.AsyncClient, count: int, y: list[Any] | None = None
     """Accept batches; return their ids."""
     document = {"x": PIXELS.tolist()} | ({} if y is None else {"y": y})
     return [(await api.post("/observe", json=document)).json()["batch_id"] for _ in range(count)]
-
-
-def set_aside(url: str, *, numbers: frozenset[int], told: int | None = None) -> None:
-    """Do what the worker does: set entries aside and, up to `told`, have them in a checkpoint."""
-    log = Log(claimed(url))
-    entries = logged(url)
-    told = len(entries) if told is None else told
-    log.set_aside([SetAside.of(one, REASON) for one in entries if one.number in numbers])
-    outcomes = [
-        Outcome(
-            number=one.number,
-            idempotency_key=one.idempotency_key,
-            status=BatchStatus(
-                batch_id=one.batch_id,
-                state="quarantined" if one.number in numbers else "learned",
-                n=one.n,
-                position=one.position,
-                reason=REASON if one.number in numbers else None,
-            ),
-        )
-        for one in entries[:told]
-    ]
-    if told:
-        log.tell(entries[told - 1].position, told, outcomes)
 
 
 # Looking

@@ -1,0 +1,19 @@
+"""Options that commands of the command line share."""
+
+from typing import Annotated
+
+import typer
+
+from service.settings import Settings
+
+RETRY_S = 3.0
+"""How long a command that shows or changes something tries to reach the service."""
+Url = Annotated[
+    str | None, typer.Option(help="Address of the API; unset: the one in this environment.")
+]
+
+
+def address(url: str | None) -> str:
+    """Return where the API is: as told, or where this environment's would listen."""
+    settings = Settings.read()
+    return url or f"http://{settings.host}:{settings.port}"
