@@ -1,16 +1,17 @@
 """Samples of the past on which a model that learns must not get worse.
 
-A uniform sample of all labelled samples (those with the lowest hashes), asked only about classes
-that are well settled and about samples older than the newest entries, so that neither a new class
-nor the entries under suspicion have a say. Answers are compared among these classes alone: a class
-that joins takes no share from them.
+A uniform sample of all labelled samples (those with the lowest hashes). One has a say from its
+second look on, if it was answered right at the first: a wrong label that the model resisted says
+nothing about harm. Asked is only about classes that are well settled and about samples older than
+the newest entries, and answers are compared among these classes alone: a class that joins takes no
+share from them.
 Dimension key: C samples, K classes.
 """
 
 import hashlib
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,17 +23,20 @@ MOST = 100
 MOST_BYTES = 4 * 2**20
 """Most bytes of them, as every checkpoint holds them; but never fewer than `FEWEST` samples."""
 FEWEST = 20
-"""Samples needed to measure anything."""
+"""Samples with a say that are needed to measure anything."""
 AGE = 50
 """Entries after which a sample may be asked about."""
 SETTLED = 500
 """Labelled samples after which a class counts as settled."""
 
 
-class _Held(NamedTuple):
+@dataclass(slots=True)
+class _Held:
     hash: bytes
     x: Array
     label: Label
+    known: bool | None = None
+    """Whether it was answered right when it was asked first; None before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +59,21 @@ class Canary:
 
     def add(self, entry: Entry) -> None:
         """Let the labelled samples of an entry that was learned have their chance."""
+        most = max(FEWEST, min(MOST, MOST_BYTES // max(1, entry.x[:1].nbytes)))
+        highest = max((one.hash for one in self._held.values()), default=b"")
+        before = len(self._held)
         for index in range(entry.n):
             label = entry.label(index)
             if label is None:
                 continue
             self._first_seen.setdefault(label, self._labelled)
             self._labelled += 1
-            x = entry.x[index].copy()
-            self._held[entry.number, index] = _Held(_hash(entry.number, index), x, label)
-        most = max(FEWEST, min(MOST, MOST_BYTES // max(1, entry.x[:1].nbytes)))
-        while len(self._held) > most:
-            del self._held[max(self._held, key=lambda id_: self._held[id_].hash)]
+            hashed = _hash(entry.number, index)
+            if before < most or hashed < highest:
+                self._held[entry.number, index] = _Held(hashed, entry.x[index].copy(), label)
+        if len(self._held) > most:
+            lowest = sorted(self._held.items(), key=lambda item: item[1].hash)[:most]
+            self._held = dict(lowest)
 
     @property
     def settled(self) -> bool:
@@ -80,14 +88,20 @@ class Canary:
         """
         classes = self._settled_classes()
         old = [one for id_, one in self._held.items() if id_[0] <= number - AGE]
-        asked = [one for one in old if one.label in classes]
-        if len(asked) < FEWEST:
+        asked = [one for one in old if one.label in classes and one.known is not False]
+        if not asked:
             return None
         prediction = engine.predict(np.stack([one.x for one in asked]))
         p_CK, true_C = _among(prediction, classes, [one.label for one in asked])
-        p_C = p_CK[np.arange(len(true_C)), true_C]
         right_C = p_CK.argmax(1) == true_C
-        return Measure(float(right_C.mean()), float(-np.log(np.maximum(p_C, 1e-12)).mean()))
+        have_a_say_C = np.array([bool(one.known) for one in asked])
+        for one, right in zip(asked, right_C.tolist(), strict=True):
+            one.known = one.known or right
+        if have_a_say_C.sum() < FEWEST:
+            return None
+        p_C = p_CK[np.arange(len(true_C)), true_C][have_a_say_C]
+        loss = -np.log(np.maximum(p_C, 1e-12)).mean()
+        return Measure(float(right_C[have_a_say_C].mean()), float(loss))
 
     def right(self, engine: Engine, entry: Entry) -> tuple[int, int]:
         """Return how many samples of settled classes `engine` answers right, and of how many."""
@@ -108,16 +122,17 @@ class Canary:
         return {
             "ids": list(self._held),
             "labels": [one.label for one in self._held.values()],
+            "known": [one.known for one in self._held.values()],
             "first_seen": list(self._first_seen.items()),
             "labelled": self._labelled,
         }
 
     def load(self, facts: Mapping[str, Any], arrays: Tensors) -> None:
         """Become what was dumped."""
-        labelled = zip(facts["ids"], facts["labels"], strict=True)
+        listed = zip(facts["ids"], facts["labels"], facts["known"], strict=True)
         self._held = {
-            (number, index): _Held(_hash(number, index), arrays[str(place)], label)
-            for place, ((number, index), label) in enumerate(labelled)
+            (number, index): _Held(_hash(number, index), arrays[str(place)], label, known)
+            for place, ((number, index), label, known) in enumerate(listed)
         }
         self._first_seen = dict(facts["first_seen"])
         self._labelled = facts["labelled"]

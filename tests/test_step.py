@@ -1,0 +1,98 @@
+"""One entry through the engine: learned, set aside or recognised, the same each time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.settings import Settings
+from service.store.decisions import Decision, Decisions
+from service.store.entry import Entry
+from service.worker import step as step_module
+from service.worker.step import Progress, RecentBatches, advance, advanced
+from tests.log_entries import SCHEMA
+from tests.toy_engine import ToyEngine, ToyEngines
+
+
+def entry(number: int, *, batch: int | None = None, refused: bool = False) -> Entry:
+    x = np.full((2, 8, 8, 1), 255 if refused else number, np.uint8)
+    return Entry(
+        number=number,
+        position=f"{number}-0",
+        batch_id=f"{batch or number:032x}",
+        idempotency_key=None,
+        schema=SCHEMA,
+        n=2,
+        x=x,
+        labels=np.array([0, -1]),
+        payload=b"",
+    )
+
+
+@pytest.fixture
+def engine() -> ToyEngine:
+    return ToyEngines().create(Settings(), SCHEMA)
+
+
+def test_every_entry_is_learned_set_aside_or_recognised(engine: ToyEngine, state_dir: Path) -> None:
+    decisions, recent, progress = Decisions(state_dir), RecentBatches(), Progress()
+    decisions.add(Decision(kind="skip", after=2, until=3, reason="poison"))
+    stream = [entry(1), entry(2, refused=True), entry(3), entry(4, batch=1), entry(5)]
+
+    states, reasons = [], []
+    for one in stream:
+        step = advance(engine, one, decisions, recent)
+        progress = advanced(progress, one, step)
+        states.append(step.state)
+        reasons.append(step.reason)
+
+    assert states == ["learned", "quarantined", "quarantined", "repeated", "learned"]
+    assert reasons == [None, "loss is not finite: nan", "poison", None, None]
+    assert engine.step == 2
+    assert progress == Progress(position="5-0", consumed=5, learned=2, quarantined=2, repeated=1)
+
+
+def test_a_batch_that_was_set_aside_is_learned_when_it_comes_again(
+    engine: ToyEngine, state_dir: Path
+) -> None:
+    decisions, recent = Decisions(state_dir), RecentBatches()
+    decisions.add(Decision(kind="skip", after=0, until=1, reason="poison"))
+
+    states = [
+        advance(engine, one, decisions, recent).state for one in (entry(1), entry(2, batch=1))
+    ]
+
+    assert states == ["quarantined", "learned"]
+
+
+def test_a_decision_to_grow_takes_effect_right_after_its_entry(
+    engine: ToyEngine, state_dir: Path
+) -> None:
+    decisions = Decisions(state_dir)
+    decisions.add(Decision(kind="expand", after=1, until=1, reason="drift"))
+
+    step = advance(engine, entry(1), decisions, RecentBatches())
+
+    assert step.report is not None
+    assert step.report.expanded
+    assert len(engine.frozen) == 1
+
+
+def test_recent_batches_come_back_from_their_arrays() -> None:
+    recent, again = RecentBatches(), RecentBatches()
+    for number in range(1, 4):
+        recent.add(f"{number:032x}", number * 10)
+
+    again.load(recent.dump())
+
+    assert [again.step_of(f"{number:032x}") for number in range(5)] == [None, 10, 20, 30, None]
+    assert RecentBatches().dump()["ids"].shape == (0, 16)
+
+
+def test_the_oldest_of_too_many_batches_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "RECENT", 2)
+    recent = RecentBatches()
+    for number in range(3):
+        recent.add(f"{number:032x}", number)
+
+    assert [recent.step_of(f"{number:032x}") for number in range(3)] == [None, 1, 2]
