@@ -60,9 +60,7 @@ def check(
     recent = {row.tobytes().hex() for row in checkpoint.recent["ids"]}
     newest = sorted(acked, key=_place)[-RECENT // 2 :]
     lost = sum(
-        one.batch_id not in recent
-        for one in newest
-        if not workload.refused(one.client, one.number)
+        one.batch_id not in recent for one in newest if not workload.refused(one.client, one.number)
     )
     expected = _uninterrupted(settings, workload, acked, engines or ToyEngines())
     verdict = Verdict(

@@ -13,15 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from service.settings import Settings
 from tests.chaos.checker import Verdict, check
 from tests.chaos.clients import Prober, RetryingClient, finish_all
-from tests.chaos.parts import Service, chaos_settings
+from tests.chaos.parts import Part, Service, chaos_settings
 from tests.chaos.workload import Workload
 
 SHARES = {"worker": 0.5, "api": 0.25, "redis": 0.25}
 """Of the kills."""
+SHARE_SOON = 0.2
 TICK_S = 0.005
+SOON_S = 0.2
+"""A kill that follows so soon need not wait for a worker to learn."""
+AWAKE_S = 4.0
+"""By when a worker learns, or has nothing to go on from."""
 OBSERVE_AGAIN_S, PREDICT_AGAIN_S = 5.0, 15.0
 """Promised times after a restart (R18)."""
 
@@ -36,23 +40,26 @@ class Plan:
     """The load goes on until there are so many."""
     clients: int = 4
     shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
-    gap_s: float = 0.9
+    gap_s: float = 0.6
     """Mean time between kills."""
     worker: Sequence[str] = ("-m", "tests.toy_worker", "0")
     new_key_per_try: bool = False
     workload: Workload = field(default_factory=Workload)
-    engines: None = None
 
     def victims(self) -> list[tuple[float, str]]:
         """Return the kills in their order: seconds after the one before, and whom."""
         draw = random.Random(self.seed)  # noqa: S311  no secret
-        named = [name for name, share in self.shares.items() for _ in range(round(share * self.kills))]
+        named = [
+            name for name, share in self.shares.items() for _ in range(round(share * self.kills))
+        ]
         named = (named + ["worker"] * self.kills)[: self.kills]
         draw.shuffle(named)
         return [(self._gap(draw), name) for name in named]
 
     def _gap(self, draw: random.Random) -> float:
-        return draw.uniform(0, 0.2) if draw.random() < 0.2 else draw.uniform(0.2, 2.2 * self.gap_s)
+        if draw.random() < SHARE_SOON:
+            return draw.uniform(0, SOON_S)
+        return draw.uniform(SOON_S, 2 * self.gap_s)
 
 
 @dataclass(kw_only=True)
@@ -78,7 +85,12 @@ class Report:
 
 
 def crash_loop(
-    plan: Plan, home: Path, binary: Path, *, told: Callable[[int, int], object] | None = None, **options: object
+    plan: Plan,
+    home: Path,
+    binary: Path,
+    *,
+    told: Callable[[int, int], object] | None = None,
+    **options: object,
 ) -> Report:
     """Return what was found.
 
@@ -89,6 +101,7 @@ def crash_loop(
         told: is called with kills and acknowledgements so far, now and then.
         options: settings of the service.
     """
+    home.mkdir(parents=True, exist_ok=True)
     settings = chaos_settings(home, **options)
     started_at = time.monotonic()
     with Service(settings, binary, worker=plan.worker) as service:
@@ -129,15 +142,21 @@ def _kill(
         service.tend()
         if kills.total() < plan.kills and time.monotonic() >= due_at:
             gap_s, name = victims[kills.total()]
-            service.parts[name].kill()
-            kills[name] += 1
-            due_at = time.monotonic() + gap_s
+            if gap_s < SOON_S or name != "worker" or _learns(service.worker):
+                service.parts[name].kill()
+                kills[name] += 1
+                due_at = time.monotonic() + gap_s
         if told is not None:
             told(kills.total(), sum(len(client.acked) for client in clients))
         if any(client.refusals for client in clients):
             break
         time.sleep(TICK_S)
     return kills
+
+
+def _learns(worker: Part) -> bool:
+    """Say whether a worker has come so far that killing it proves something."""
+    return b'"restored"' in worker.said() or time.monotonic() > worker.started_at + AWAKE_S
 
 
 def _report(

@@ -41,6 +41,7 @@ class Part:
         """Raised by each start and each kill; odd while it is meant to run."""
         self.started_at = 0.0
         self.expected_to_die = False
+        self._log_start = 0
 
     @property
     def pid(self) -> int:
@@ -50,6 +51,7 @@ class Part:
     def start(self) -> None:
         """Start it; call this from the main thread, whose death ends it too."""
         with self._log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._arguments,
                 env=self._environment,
@@ -83,8 +85,11 @@ class Part:
         code = self._process.wait(STOP_S)
         return code, time.monotonic() - asked_at
 
-    def log_text(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
+    def said(self) -> bytes:
+        """Return what it has logged since its last start."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read()
 
     def close(self) -> None:
         """End it in any case."""
