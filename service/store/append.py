@@ -6,12 +6,10 @@ with the first batches, the schema come into being together or not at all. With
 means unknown, and only the same Idempotency-Key makes a retry safe.
 """
 
-import asyncio
 import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +18,14 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import WatchError
 
 from service.engine.protocol import Label
-from service.errors import Conflict, Unavailable, Unprocessable
+from service.errors import Conflict, Unprocessable
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import entry, names
 from service.store.admission import Admission, Facts
 from service.store.entry import BatchStatus, State
 from service.store.link import connect_async, redis_answers, transaction
+from service.store.positions import Positions
 from service.store.stream_schema import LabelKind, StreamSchema
 
 ATTEMPTS = 5
@@ -80,7 +79,7 @@ class Appender:
         self._admission = Admission(self._redis, settings)
         self._complete_schema: StreamSchema | None = None  # it never changes again
         self._known_labels: set[str] = set()
-        self._notes: set[asyncio.Task[None]] = set()
+        self._positions = Positions(self._redis)
 
     async def append(self, submission: Submission) -> Receipt:
         """Return the receipt of a batch that is now in the log, or was already.
@@ -153,7 +152,7 @@ class Appender:
 
     async def close(self) -> None:
         """Close every connection."""
-        await asyncio.gather(*self._notes)
+        await self._positions.close()
         await self._redis.aclose()
 
     async def _try(self, submission: Submission) -> Receipt:
@@ -180,7 +179,8 @@ class Appender:
             number, position, consumed, *_ = await pipe.execute()
         self._known_labels |= labels
         if key is not None:
-            self._note(key, _idempotency_record(submission, position.decode()))
+            record = _idempotency_record(submission, position.decode())
+            self._positions.note(names.idempotency(key), record)
         return Receipt(
             batch_id=batch_id,
             n=submission.n,
@@ -191,17 +191,6 @@ class Appender:
             state="queued",
             durability=facts.server.durability,
         )
-
-    def _note(self, key: str, record: str) -> None:
-        """Write the position, which only EXEC tells, to the record of a key; best effort."""
-        task = asyncio.create_task(self._write_record(key, record))
-        self._notes.add(task)
-        task.add_done_callback(self._notes.discard)
-
-    async def _write_record(self, key: str, record: str) -> None:
-        with suppress(Unavailable):
-            async with redis_answers():
-                await self._redis.set(names.idempotency(key), record, xx=True, keepttl=True)
 
     def _settled(self, record: bytes | None, submission: Submission) -> bytes:
         """Return the record of the schema once the batch is part of the stream."""
