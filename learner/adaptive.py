@@ -68,6 +68,10 @@ class AdaptiveLEViT(AdaptiveParts):
         """Return labels, probabilities, routed experts and novelty; see `AdaptiveMixture`."""
         return self.mixture.predict(x)
 
+    def recall(self, x: Tensor) -> Prediction:
+        """Return what the past answers: `predict` without the read-outs that forget."""
+        return self.mixture.predict(x, past_only=True)
+
     def expand(self) -> bool:
         """Freeze the active expert and start its heir because somebody outside decided so.
 

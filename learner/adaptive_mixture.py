@@ -115,8 +115,12 @@ class AdaptiveMixture:
         yield from (self.counts_K, self.first_KV)
 
     @torch.no_grad()
-    def predict(self, x: Tensor) -> Prediction:
+    def predict(self, x: Tensor, *, past_only: bool = False) -> Prediction:
         """Return the answers for samples [B, ...]; each depends on its own sample only.
+
+        Args:
+            x: samples.
+            past_only: whether read-outs that forget have no say.
 
         Raises:
             ShapeError: the samples do not fit.
@@ -128,7 +132,7 @@ class AdaptiveMixture:
         ids_E = torch.tensor([expert.life.id for expert in self.experts])
         return Prediction(
             classes=list(self.classes),
-            probabilities_BK=answer.probabilities_BK.cpu(),
+            probabilities_BK=(answer.past_BK if past_only else answer.probabilities_BK).cpu(),
             experts_B=ids_E[answer.routed_B.cpu()],
             novelty_B=answer.score_B.cpu(),
         )

@@ -113,6 +113,10 @@ class LEViT:
         """Return labels, probabilities, answering experts and novelty; see `Mixture.predict`."""
         return self.mixture.predict(x)
 
+    def recall(self, x: Tensor) -> Prediction:
+        """Return what it knows of the past: the same, as no part of it follows the present only."""
+        return self.predict(x)
+
     def expand(self) -> bool:
         """Freeze the active expert and start a fresh one.
 

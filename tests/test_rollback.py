@@ -59,7 +59,7 @@ def accuracy(engine: ToyEngine, *, turned: int = 0) -> float:
     """Return the share of fresh samples answered right, where labels are `turned` so far."""
     generator = np.random.default_rng(9)
     true = generator.integers(0, CLASSES, 300)
-    answer = engine.predict(images(true, generator))
+    answer = engine.recall(images(true, generator))
     said = np.array(answer.classes)[answer.probabilities.argmax(1)]
     return float((said == (true + turned) % CLASSES).mean())
 

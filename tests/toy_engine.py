@@ -121,7 +121,7 @@ class ToyEngine:
         self.memory = []
         return True
 
-    def predict(self, x: Array) -> Prediction:
+    def recall(self, x: Array) -> Prediction:
         return ToyPredictor.of(self.dump()).predict(x)
 
     def dump(self) -> EngineState:

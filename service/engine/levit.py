@@ -108,9 +108,9 @@ class LevitEngine:
         """Grow by one expert now; return whether it could."""
         return self._levit.expand()
 
-    def predict(self, x: Array) -> Prediction:
-        """Return the answers for samples [B, *schema.shape]; learns nothing."""
-        return _prediction(self._levit.predict(self._samples(x)))
+    def recall(self, x: Array) -> Prediction:
+        """Return what the learner knows of the past for samples [B, *schema.shape]."""
+        return _prediction(self._levit.recall(self._samples(x)))
 
     def dump(self) -> EngineState:
         """Return the whole state but the replay payloads; the arrays are views."""

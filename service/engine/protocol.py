@@ -165,8 +165,11 @@ class Engine(Protocol):
         """Grow by one expert now; return whether it could."""
         ...
 
-    def predict(self, x: Array) -> "Prediction":
-        """Return the answers for samples [B, *schema.shape]; learns nothing."""
+    def recall(self, x: Array) -> "Prediction":
+        """Return what the learner knows of the past for samples [B, *schema.shape].
+
+        Learns nothing; what only follows the present has no say.
+        """
         ...
 
     def dump(self) -> EngineState:

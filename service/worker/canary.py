@@ -91,7 +91,7 @@ class Canary:
         asked = [one for one in old if one.label in classes and one.known is not False]
         if not asked:
             return None
-        prediction = engine.predict(np.stack([one.x for one in asked]))
+        prediction = engine.recall(np.stack([one.x for one in asked]))
         p_CK, true_C = _among(prediction, classes, [one.label for one in asked])
         right_C = p_CK.argmax(1) == true_C
         have_a_say_C = np.array([bool(one.known) for one in asked])
@@ -109,7 +109,7 @@ class Canary:
         known = [i for i in range(entry.n) if entry.label(i) in classes]
         if not known:
             return 0, 0
-        prediction = engine.predict(np.ascontiguousarray(entry.x[known]))
+        prediction = engine.recall(np.ascontiguousarray(entry.x[known]))
         p_CK, true_C = _among(prediction, classes, [entry.label(i) for i in known])
         return int((p_CK.argmax(1) == true_C).sum()), len(known)
 
