@@ -106,6 +106,9 @@ class RetryingClient(threading.Thread):
         """Answers that a good batch must never get."""
         self.durability: Counter[str] = Counter()
         self.latencies_s: list[float] = []
+        """Of acknowledgements."""
+        self.slowest_s = 0.0
+        """Longest wait for an answer of any kind."""
         self.acked_at: list[float] = []
         self._unplaced: list[Acked] = []
 
@@ -139,6 +142,7 @@ class RetryingClient(threading.Thread):
             key = salt.replace(".", "_") + self._workload.key(self.number, number)
             started_at = time.monotonic()
             heard = self._connection.ask("POST", "/observe", body, Idempotency_Key=key)
+            self.slowest_s = max(self.slowest_s, time.monotonic() - started_at)
             status = 0 if heard is None else heard.status
             self.statuses[status] += 1
             if heard is not None and status == http.client.ACCEPTED:
@@ -218,6 +222,16 @@ class Prober(threading.Thread):
         elif self._answered_in_life == life == self._api.life:
             told = "no answer" if heard is None else f"{heard.status} {heard.body[:300]!r}"
             found.failures.append(told)
+
+
+def until_up(port: int, *, within_s: float = 60.0) -> None:
+    """Wait until an API answers."""
+    connection, deadline = Connection(port), time.monotonic() + within_s
+    while connection.ask("GET", "/livez") is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody listens on port {port} after {within_s} s")
+        time.sleep(RETRY_S)
+    connection.close()
 
 
 def finish_all(

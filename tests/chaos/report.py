@@ -35,3 +35,8 @@ def table(report: Report) -> Table:
 def show(report: Report) -> None:
     """Print the closing table."""
     Console(width=110).print(table(report))
+
+
+def say(measured: str) -> None:
+    """Print one figure."""
+    Console(width=110, highlight=False).print(measured)
