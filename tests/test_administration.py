@@ -1,0 +1,102 @@
+"""Administrators, the API and a worker process together: what is asked is done."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.admin import Admin
+from service.client import ApiError
+from service.settings import Settings
+
+CLEAN = np.zeros((2, 8, 8), np.uint8)
+REFUSED = np.full((1, 8, 8), 255, np.uint8)
+"""A batch that the toy engine refuses to learn."""
+
+
+@pytest.fixture
+def admin(live: Settings) -> Iterator[Admin]:
+    """A client of a service with a worker process that learns with the toy engine."""
+    environment = {
+        "LEVIT_STATE_DIR": str(live.state_dir),
+        "LEVIT_REDIS_URL": str(live.redis_url),
+        "LEVIT_WORKER_METRICS_PORT": "0",
+        "PATH": os.environ["PATH"],
+    }
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.toy_worker", "0"],
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+        ) as process,
+        Admin(f"http://127.0.0.1:{live.port}", retry_s=10) as admin,
+    ):
+        yield admin
+        process.terminate()
+
+
+def until_listed(admin: Admin, number: int) -> None:
+    """Wait until the entry of that number is in the quarantine."""
+    deadline = time.monotonic() + 20
+    while number not in {one["number"] for one in admin.quarantined()}:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_released_batch_is_tried_again_and_set_aside_under_its_new_number(admin: Admin) -> None:
+    receipt = admin.observe(REFUSED)
+    until_listed(admin, 1)
+
+    admin.settle(receipt.batch_id, "retry")
+    until_listed(admin, 2)
+
+    [only] = admin.quarantined()
+    assert (only["batch_id"], only["number"]) == (receipt.batch_id, 2)
+    assert admin.observation(receipt.batch_id).state == "quarantined"
+
+
+def test_a_dropped_batch_is_not_set_aside_again_by_a_rollback(admin: Admin) -> None:
+    admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
+    refused = admin.observe(REFUSED)
+    until_listed(admin, 2)
+    admin.settle(refused.batch_id, "drop")
+    oldest = admin.checkpoints()[-1]
+
+    told = admin.roll_back(oldest["seq"])
+    admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
+
+    assert told == f"went back to checkpoint {oldest['seq']}; later entries are learned again"
+    assert list(admin.quarantined()) == []
+
+
+def test_a_rollback_that_drops_sets_later_entries_aside_and_they_can_be_released(
+    admin: Admin,
+) -> None:
+    admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
+    seq = admin.checkpoints()[0]["seq"]
+    later = admin.observe(CLEAN + 7, [1, 2])
+    admin.wait_until_learned(later, timeout_s=20)
+
+    admin.roll_back(seq, drop=True)
+    until_listed(admin, 2)
+    aside = admin.observation(later.batch_id)
+    admin.settle(later.batch_id, "retry")
+    again = admin.wait_until_learned(later, timeout_s=20)
+
+    assert aside.state == "quarantined"
+    assert str(aside.reason).startswith("rolled_back")
+    assert again.state == "learned"
+
+
+def test_a_resync_without_a_loss_is_refused(admin: Admin) -> None:
+    admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
+
+    with pytest.raises(ApiError) as refused:
+        admin.resync(5)
+
+    assert refused.value.code == "command_refused"
