@@ -408,6 +408,17 @@ def test_before_the_first_checkpoint_nothing_is_archived(state_dir: Path) -> Non
     assert list(state_dir.iterdir()) == []
 
 
+def test_an_archive_that_was_turned_on_late_begins_behind_what_was_trimmed(
+    state_dir: Path,
+) -> None:
+    log, archive = FakeLog(31, 50), Archive(state_dir, None)
+
+    log.archive_until(archive, 30)
+    log.archive_until(archive, 40)
+
+    assert list(archive.read(0)) == records(31, 40)
+
+
 def test_a_crash_between_archive_and_trim_doubles_nothing(state_dir: Path) -> None:
     log = FakeLog(1, 50)
     log.archive_until(Archive(state_dir, None), 30)

@@ -176,6 +176,8 @@ def archive_until(archive: Archive, read: ReadRange, number: int, position: str)
         CorruptState: archive and log do not join, or the log lacks entries; nothing was archived.
         OSError: the disk is full or refuses; nothing was archived.
     """
+    if archive.last is None and read(START, START)[0] > number:
+        return  # all of it left the log before there was an archive
     if archive.last is None or archive.last.number < number:
         archive.append(_entries(archive.last, read, Mark(number, position)))
 
