@@ -429,6 +429,31 @@ def test_a_crash_between_archive_and_trim_doubles_nothing(state_dir: Path) -> No
     assert list(Archive(state_dir, None).read(0)) == records(1, 40)
 
 
+def test_an_archive_that_was_turned_on_late_begins_with_what_is_left(state_dir: Path) -> None:
+    archive, log = Archive(state_dir, None), FakeLog(31, 50)
+
+    log.archive_until(archive, 30)
+    assert archive.last is None
+    log.archive_until(archive, 40)
+
+    assert list(archive.read(0)) == records(31, 40)
+
+
+@pytest.mark.parametrize("number", [40, 45], ids=["all trimmed", "some left"])
+def test_an_archive_that_was_off_for_a_while_is_refused_and_says_so(
+    state_dir: Path, number: int
+) -> None:
+    archive = Archive(state_dir, None)
+    FakeLog(1, 24).archive_until(archive, 24)
+
+    with pytest.raises(CorruptState, match="off for a while, move its folder away"):
+        FakeLog(41, 50).archive_until(archive, number)
+
+    archive.begin_anew()
+    FakeLog(41, 50).archive_until(archive, 45)
+    assert list(archive.read(0)) == records(41, 45)
+
+
 @pytest.mark.parametrize("missing", [25, 31, 40], ids=["first", "middle", "last"])
 def test_an_entry_deleted_from_the_log_is_noticed(state_dir: Path, missing: int) -> None:
     archive = Archive(state_dir, None)

@@ -116,7 +116,7 @@ async def test_the_archive_alone_is_read_without_redis(
     history = History(made.state_dir, f"unix://{tmp_path}/absent.sock")
 
     assert len(list(history.entries(0, 15))) == 15
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="in redis, which does not answer"):
         list(history.entries(0, 16))
 
 

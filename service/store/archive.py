@@ -23,6 +23,8 @@ from service.store.segments import Tail, first_number, read_segments, segments
 DIRECTORY = "archive"
 START = "0-0"
 """The position before the first entry."""
+OFF_FOR_A_WHILE = "if the archive was off for a while, move its folder away"
+"""What may explain entries that are missing between archive and log."""
 
 ReadRange = Callable[[str, str], tuple[int, Sequence[RawEntry]]]
 """Of two positions: the number of the oldest entry in the log, and some of the entries behind the
@@ -145,7 +147,7 @@ class Archive:
             return here
         raise CorruptState(
             f"the archive in {self._root} goes on with entry {number}, the log has entry "
-            f"{record.number} at {record.position}; {self._damage or 'what is between is lost'}"
+            f"{record.number} at {record.position}; {self._damage or OFF_FOR_A_WHILE}"
         )
 
     def _kept(self) -> list[Path]:
@@ -183,7 +185,7 @@ def archive_until(archive: Archive, read: ReadRange, number: int, position: str)
 
 
 def _entries(last: Mark | None, read: ReadRange, target: Mark) -> Iterator[Record]:
-    at = last or Mark(0, START)
+    at, oldest = last or Mark(0, START), 0
     while at.position != target.position:
         oldest, chunk = read(at.position, target.position)
         if not chunk:
@@ -194,7 +196,8 @@ def _entries(last: Mark | None, read: ReadRange, target: Mark) -> Iterator[Recor
     if at != target:
         raise CorruptState(
             f"the log lacks entries: expected entry {target.number} at {target.position}, "
-            f"counted {at.number} up to {at.position}"
+            f"counted {at.number} up to {at.position}, the oldest there is {oldest}; "
+            f"{OFF_FOR_A_WHILE}"
         )
 
 

@@ -5,9 +5,10 @@ meanwhile is found in the archive.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from service.errors import IncompleteHistory
+from service.errors import IncompleteHistory, Unavailable
 from service.store.archive import DIRECTORY, START
 from service.store.entry import Entry
 from service.store.link import connect
@@ -35,7 +36,8 @@ class History:
         Raises:
             Unavailable: Redis is away.
         """
-        return newest_number(self._redis)
+        with _present():
+            return newest_number(self._redis)
 
     def entries(self, after: int, until: int) -> Iterator[Entry]:
         """Yield the entries numbered after + 1 to until, in their order, a few in memory.
@@ -71,13 +73,26 @@ class History:
             yield record
             number, position = record.number, record.position
         while True:
-            oldest, chunk = read_range(self._redis, position, END)
+            with _present():
+                oldest, chunk = read_range(self._redis, position, END)
             if not chunk or (number and oldest > number + 1):
                 return
             for following, (position, fields) in enumerate(chunk, max(number + 1, oldest)):
                 number = following
                 if number > after:
                     yield Record(number, position, fields)
+
+
+@contextmanager
+def _present() -> Iterator[None]:
+    try:
+        yield
+    except Unavailable as error:
+        raise Unavailable(
+            "redis_unavailable",
+            "the newest entries are in redis, which does not answer; start it with "
+            "`levit serve`, or end with --until where the archive does",
+        ) from error
 
 
 def _missing(number: int, following: Record | None) -> IncompleteHistory:
