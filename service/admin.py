@@ -52,6 +52,15 @@ class Admin(Client):
         found: list[dict[str, Any]] = self.document("/checkpoints")["checkpoints"]
         return found
 
+    def pins(self) -> list[dict[str, Any]]:
+        """Return the checkpoints that are kept for good, oldest first.
+
+        Raises:
+            ApiError: the service was away longer than `retry_s`.
+        """
+        found: list[dict[str, Any]] = self.document("/checkpoints")["pins"]
+        return found
+
     def snapshots(self) -> list[dict[str, Any]]:
         """Return the published snapshots, newest first.
 

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from service import cli_admin, cli_log
-from service.cli_options import RETRY_S, Url, address
+from service.cli_options import RETRY_S, StateDir, Url, address
 from service.client import ApiError, Client
 from service.datafile import BadDataFile, read_arrays
 from service.engine.load import load_engines
@@ -65,9 +65,6 @@ app.add_typer(cli_admin.checkpoints, name="checkpoints")
 app.add_typer(cli_admin.snapshots, name="snapshots")
 app.command()(cli_admin.resync)
 
-StateDir = Annotated[
-    Path | None, typer.Option(help="Directory of everything durable (LEVIT_STATE_DIR).")
-]
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Serve without keys, on loopback only (LEVIT_INSECURE).")
 ]

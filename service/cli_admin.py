@@ -1,10 +1,12 @@
 """`levit quarantine | checkpoints | snapshots | resync`: the service as its administrators see it.
 
-Everything here is a request to the running service; `--url` says which.
+Most of it is a request to the running service, which `--url` names; `unpin`, `fork` and `export`
+work on the files of a state directory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -14,9 +16,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from service.admin import Admin
-from service.cli_options import RETRY_S, Url, address
+from service.cli_options import RETRY_S, StateDir, Url, address
 from service.client import ApiError
 from service.errors import Misused
+from service.settings import Settings
 
 ANSWER_S = 60.0
 """Longest wait for an answer: the service itself waits half of this for the worker."""
@@ -66,11 +69,13 @@ def drop(batch_ids: BatchIds = None, every: All = False, url: Url = None) -> Non
 
 @checkpoints.command("list")
 def list_checkpoints(url: Url = None) -> None:
-    """List the checkpoints, newest first."""
+    """List the checkpoints, newest first, and those that are kept for good."""
     with _admin(url) as admin:
-        rows = admin.checkpoints()
+        rows, pins = admin.checkpoints(), admin.pins()
     columns = ("seq", "number", "position", "learned", "quarantined", "experts", "bytes", "age_s")
     _print_table(rows, (*columns, "pins"))
+    if pins:
+        _print_table(pins, ("name", "seq", "number", "position", "bytes"))
 
 
 @checkpoints.command()
@@ -96,6 +101,46 @@ def pin(
     """Keep a copy of a checkpoint, and of all it needs, for good."""
     with _admin(url) as admin:
         typer.echo(admin.pin(seq, name))
+
+
+@checkpoints.command()
+def unpin(
+    name: Annotated[str, typer.Argument(help="Of the pin.")], state_dir: StateDir = None
+) -> None:
+    """Drop a checkpoint that was kept for good; reads and writes files of this machine."""
+    from service.store import pins
+
+    pins.unpin(Settings.read(state_dir=state_dir).state_dir, name)
+    typer.echo(f"pin {name} dropped")
+
+
+@checkpoints.command()
+def fork(
+    chosen: Annotated[str, typer.Argument(help="Name of a pin, or number of a checkpoint.")],
+    destination: Annotated[Path, typer.Argument(help="The new state directory.")],
+    state_dir: StateDir = None,
+) -> None:
+    """Begin a learner of its own from a pin or checkpoint; reads files of this machine."""
+    from service.store import forks
+    from service.store.server import server_url
+
+    settings = Settings.read(state_dir=state_dir)
+    number = forks.fork(settings.state_dir, chosen, destination, server_url(settings))
+    typer.echo(f"{destination} goes on from entry {number}: levit serve --state-dir {destination}")
+
+
+@snapshots.command()
+def export(
+    destination: Annotated[Path, typer.Argument(help="A directory to create.")],
+    version: Annotated[int | None, typer.Option(min=1, help="Unset: the served one.")] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Copy a served model to a directory from which `levit api` answers."""
+    from service.store import forks
+
+    settings = Settings.read(state_dir=state_dir)
+    found = forks.export_snapshot(settings.state_dir, version, destination)
+    typer.echo(f"snapshot {found} copied to {destination}")
 
 
 @snapshots.command("list")

@@ -1,5 +1,6 @@
 """Options that commands of the command line share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,9 @@ RETRY_S = 3.0
 """How long a command that shows or changes something tries to reach the service."""
 Url = Annotated[
     str | None, typer.Option(help="Address of the API; unset: the one in this environment.")
+]
+StateDir = Annotated[
+    Path | None, typer.Option(help="Directory of everything durable (LEVIT_STATE_DIR).")
 ]
 
 

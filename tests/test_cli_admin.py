@@ -1,6 +1,7 @@
 """The administrators' commands against a service on a port, with a worker that a test plays."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,10 +14,14 @@ from service.admin import Admin
 from service.client import ApiError
 from service.errors import Misused
 from service.settings import Settings
-from service.store import directory
+from service.store import directory, inventory
 from service.store.commands import Answer
+from service.store.fence import Fence
+from service.store.pins import pin, pins
 from tests.administered import REASON, add_checkpoint, set_aside, worker
+from tests.log_entries import append_all, batches
 from tests.served import PIXELS, logged
+from tests.toy_learning import learn_all
 
 DONE = Answer(ok=True, detail="went back to checkpoint 2")
 
@@ -220,3 +225,61 @@ def test_a_command_whose_answer_is_lost_is_sent_once() -> None:
 
     assert (lost.value.status, lost.value.code) == (0, "unreachable")
     assert len(sent) == 1
+
+
+# Files of this machine
+
+
+@pytest.fixture
+async def learned(live: Settings) -> Settings:
+    """The settings of a service with a checkpoint of five entries, which is pinned as `kept`."""
+    await append_all(live, batches(5))
+    learn_all(live)
+    fence = Fence(str(live.redis_url))
+    pin(live.state_dir, 1, "kept", fence)
+    fence.close()
+    return live
+
+
+def test_pins_are_a_table_of_their_own(learned: Settings, url: str) -> None:
+    lines = levit("checkpoints", "list", "--url", url).stdout.splitlines()
+
+    assert sum("kept" in line for line in lines) == 2
+
+
+def test_a_pin_is_dropped(learned: Settings) -> None:
+    state_dir = str(learned.state_dir)
+
+    dropped = levit("checkpoints", "unpin", "kept", "--state-dir", state_dir)
+    again = levit("checkpoints", "unpin", "kept", "--state-dir", state_dir)
+
+    assert dropped.stdout == "pin kept dropped\n"
+    assert pins(learned.state_dir) == []
+    assert isinstance(again.exception, Misused)
+
+
+@pytest.mark.parametrize("chosen", ["kept", "1"], ids=["pin", "checkpoint"])
+def test_a_fork_is_made_of_a_pin_or_a_checkpoint(
+    learned: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    monkeypatch.setenv("LEVIT_REDIS_URL", str(learned.redis_url))
+    destination = tmp_path / "fork"
+
+    done = levit(
+        *("checkpoints", "fork", chosen, str(destination)),
+        *("--state-dir", str(learned.state_dir)),
+    )
+
+    assert done.stdout.startswith(f"{destination} goes on from entry 5: levit serve")
+    assert [one.number for one in inventory.checkpoints(destination)] == [5]
+
+
+def test_a_served_model_is_exported(learned: Settings, tmp_path: Path) -> None:
+    destination = tmp_path / "served"
+
+    done = levit(
+        *("snapshots", "export", str(destination)), *("--state-dir", str(learned.state_dir))
+    )
+
+    [snapshot] = inventory.snapshots(destination)
+    assert done.stdout == f"snapshot {snapshot.version} copied to {destination}\n"

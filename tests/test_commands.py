@@ -246,7 +246,7 @@ async def test_a_damaged_checkpoint_is_not_listed(
 
 
 async def test_before_the_first_there_is_nothing_to_list(api: httpx.AsyncClient) -> None:
-    assert (await api.get("/checkpoints")).json() == {"checkpoints": []}
+    assert (await api.get("/checkpoints")).json() == {"checkpoints": [], "pins": []}
     assert (await api.get("/snapshots")).json() == {"snapshots": []}
 
 

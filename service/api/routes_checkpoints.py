@@ -15,6 +15,7 @@ from service.api.schemas_admin import (
     CheckpointRow,
     Followed,
     Pin,
+    PinRow,
     Resync,
     Rollback,
     SnapshotList,
@@ -23,7 +24,7 @@ from service.api.schemas_admin import (
     read_command,
 )
 from service.errors import Conflict, NotFound
-from service.store import inventory
+from service.store import inventory, pins
 from service.store.commands import CommandDesk, Kind
 
 ANSWER_S = 30.0
@@ -38,11 +39,8 @@ def checkpoint_routes(desk: CommandDesk, state_dir: FilePath) -> APIRouter:
 
     @router.get("/checkpoints")
     async def checkpoints() -> CheckpointList:
-        """List the checkpoints, newest first."""
-        found = await asyncio.to_thread(inventory.checkpoints, state_dir)
-        return CheckpointList(
-            checkpoints=[CheckpointRow(**_row(asdict(one)), pins=[]) for one in found]
-        )
+        """List the checkpoints, newest first, and what is kept for good."""
+        return await asyncio.to_thread(_checkpoints, state_dir)
 
     @router.get("/snapshots")
     async def snapshots() -> SnapshotList:
@@ -97,6 +95,16 @@ async def _check_there(state_dir: FilePath, seq: int) -> None:
     if seq not in {one.seq for one in there}:
         listed = ", ".join(str(one.seq) for one in there) or "none"
         raise NotFound("unknown_checkpoint", f"expected a checkpoint of {listed}, got {seq}")
+
+
+def _checkpoints(state_dir: FilePath) -> CheckpointList:
+    pinned = pins.pins(state_dir)
+    rows = [
+        CheckpointRow(**_row(asdict(one)), pins=[pin.name for pin in pinned if pin.seq == one.seq])
+        for one in inventory.checkpoints(state_dir)
+    ]
+    listed = [PinRow.model_validate(pin, from_attributes=True) for pin in pinned]
+    return CheckpointList(checkpoints=rows, pins=listed)
 
 
 def _row(facts: dict[str, Any]) -> dict[str, Any]:

@@ -62,10 +62,21 @@ class CheckpointRow(BaseModel):
     """Names under which it is kept for good."""
 
 
+class PinRow(BaseModel):
+    """One checkpoint that is kept for good, perhaps no longer among the others."""
+
+    name: str
+    seq: int
+    number: int
+    position: str
+    bytes: int
+
+
 class CheckpointList(BaseModel):
-    """The answer of GET /checkpoints: newest first."""
+    """The answer of GET /checkpoints: checkpoints newest first, pins oldest first."""
 
     checkpoints: list[CheckpointRow]
+    pins: list[PinRow]
 
 
 class SnapshotRow(BaseModel):
