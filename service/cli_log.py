@@ -48,6 +48,7 @@ def export(
         last = until or history.last()
 
         def walk(description: str) -> Iterator[Entry]:
+            """Yield the entries and show how far it is."""
             entries = history.entries(after, last)
             return iter(bar.track(entries, total=max(0, last - after), description=description))
 
