@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 from redis.client import Pipeline
@@ -115,10 +116,10 @@ class Commands:
         Raises:
             StateDirectoryBusy: a later worker has started; nothing was written.
         """
+        self._fence.write(partial(_queue_answer, command, answer))
 
-        def queue(pipe: Pipeline) -> None:
-            record, lifetime_s = json.dumps(asdict(answer)), names.ANSWER_LIFETIME_S
-            pipe.set(names.answer(command.id), record, ex=lifetime_s)
-            pipe.xdel(names.COMMANDS, command.place)
 
-        self._fence.write(queue)
+def _queue_answer(command: Command, answer: Answer, pipe: Pipeline) -> None:
+    record, lifetime_s = json.dumps(asdict(answer)), names.ANSWER_LIFETIME_S
+    pipe.set(names.answer(command.id), record, ex=lifetime_s)
+    pipe.xdel(names.COMMANDS, command.place)
