@@ -6,7 +6,7 @@ from functools import partial
 from service.errors import CorruptState
 from service.metrics import WorkerMetrics
 from service.settings import Settings
-from service.store.archive import Archive, archive_until
+from service.store.archive import START, Archive, Mark, archive_until
 from service.store.fence import Fence
 from service.store.ranges import read_range
 from service.store.read import Log
@@ -57,8 +57,7 @@ class Custody:
         if self._log.identity() != self.identity:
             raise CorruptState("redis holds another log than the one that was learned from")
         if self._archive is not None:
-            read = partial(read_range, self._fence.redis)
-            archive_until(self._archive, read, oldest.consumed, oldest.position)
+            self._put_away(self._archive, oldest)
         self._log.trim(oldest.position)
         gap = self._log.gap(oldest.consumed, reached.consumed)
         self._metrics.gap.set(gap)
@@ -67,3 +66,13 @@ class Custody:
                 f"the log lacks {gap} entries: {reached.consumed} were consumed, "
                 f"{oldest.consumed} of them trimmed, up to position {oldest.position}"
             )
+
+    def _put_away(self, archive: Archive, oldest: Progress) -> None:
+        read = partial(read_range, self._fence.redis)
+        try:
+            archive_until(archive, read, oldest.consumed, oldest.position)
+        except CorruptState:
+            last = archive.last or Mark(0, START)
+            left = self._log.count(last.position, oldest.position)
+            self._metrics.gap.set(oldest.consumed - last.number - left)
+            raise
