@@ -181,21 +181,12 @@ class Service:
                 self.unexpected.append(f"{part.name} ended by itself with {code}")
             part.start()
 
-    def counts(self) -> tuple[int, int]:
-        """Return the entries accepted, and how many of them a checkpoint holds."""
-        redis: Any = connect(self.redis.url)
-        try:
-            accepted, consumed = redis.get(names.ACCEPTED), redis.hget(names.PROGRESS, "consumed")
-            return int(accepted or 0), int(consumed or 0)
-        finally:
-            redis.close()
-
     def drain(self, *, within_s: float = 60.0) -> None:
         """Wait until a checkpoint holds all that was accepted."""
         deadline = time.monotonic() + within_s
         while True:
             self.tend()
-            accepted, consumed = self.counts()
+            accepted, consumed = counts(self.redis.url)
             if accepted == consumed:
                 return
             if time.monotonic() > deadline:
@@ -205,6 +196,16 @@ class Service:
     def stop(self) -> dict[str, tuple[int, float]]:
         """Stop API, worker and Redis; return exit codes and seconds."""
         return {part.name: part.stop() for part in reversed(self.parts.values())}
+
+
+def counts(redis_url: str) -> tuple[int, int]:
+    """Return the entries accepted, and how many of them a checkpoint holds."""
+    redis: Any = connect(redis_url)
+    try:
+        accepted, consumed = redis.get(names.ACCEPTED), redis.hget(names.PROGRESS, "consumed")
+        return int(accepted or 0), int(consumed or 0)
+    finally:
+        redis.close()
 
 
 def newest_checkpoint(settings: Settings) -> Checkpoint:
