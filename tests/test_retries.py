@@ -182,8 +182,8 @@ async def test_writing_the_position_down_prolongs_nothing_and_brings_nothing_bac
 
     lifetime: object = redis.ttl(names.idempotency(f"{KEY}2"))
     assert isinstance(lifetime, int)
-    assert 0 < lifetime <= names.IDEMPOTENCY_LIFETIME_S
-    assert lifetime > names.IDEMPOTENCY_LIFETIME_S - 60
+    assert 0 < lifetime <= names.RECORD_LIFETIME_S
+    assert lifetime > names.RECORD_LIFETIME_S - 60
     redis.close()
 
 

@@ -333,26 +333,6 @@ async def test_what_became_of_a_batch_can_be_asked(appender: Appender, either_se
     assert again.position == receipt.position
 
 
-async def test_records_of_old_batches_are_dropped(
-    appender: Appender, either_server: str, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(names, "BATCH_RECORDS", 2)
-    keys = [f"key-{number:012}" for number in range(4)]
-    receipts = [await appender.append(submission(X, key=key)) for key in keys]
-    outcomes = [
-        outcome(BatchStatus(batch_id=r.batch_id, state="learned", n=2), number=i, key=keys[i])
-        for i, r in enumerate(receipts)
-    ]
-
-    log = Log(claimed(either_server))
-    log.tell("1-0", 4, outcomes)
-    log.tell("1-0", 4, outcomes[3:])
-
-    statuses = [await appender.status(receipt.batch_id) for receipt in receipts]
-    assert [status is None for status in statuses] == [True, True, False, False]
-    assert [server.exists(names.idempotency(key)) for key in keys] == [0, 0, 1, 1]
-
-
 # Reading
 
 

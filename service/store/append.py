@@ -277,7 +277,7 @@ def _queue(pipe: Pipeline, submission: Submission, batch_id: str) -> None:
     status = BatchStatus(batch_id=batch_id, state="queued", n=submission.n)
     pipe.set(names.batch(batch_id), status.to_record())
     if (key := submission.idempotency_key) is not None:
-        record, lifetime_s = _idempotency_record(submission, None), names.IDEMPOTENCY_LIFETIME_S
+        record, lifetime_s = _idempotency_record(submission, None), names.RECORD_LIFETIME_S
         pipe.set(names.idempotency(key), record, ex=lifetime_s)
 
 

@@ -32,8 +32,8 @@ WORKER = _BASE + "worker"
 COMMANDS = _BASE + "commands"
 """Stream: what administrators ask of the worker; it deletes what it has answered."""
 DONE = _BASE + "done"
-"""Sorted set by entry number: the learned and quarantined batches whose records are kept, each as
-its batch id and, behind a space, its Idempotency-Key if it had one."""
+"""Sorted set by time, Unix seconds: the finished batches whose records are kept, each as its batch
+id and, behind a space, its Idempotency-Key if it had one."""
 
 
 def batch(batch_id: str) -> str:
@@ -53,8 +53,6 @@ def answer(command_id: str) -> str:
 
 ANSWER_LIFETIME_S = 3600
 """How long the worker's answer to a command can be read."""
-IDEMPOTENCY_LIFETIME_S = 86_400
-"""How long a retry with the same Idempotency-Key is recognised at most: one day."""
-BATCH_RECORDS = 50_000
-"""How many learned batches keep their records (state and Idempotency-Key); the worker removes
-older ones, so that records cannot fill Redis."""
+RECORD_LIFETIME_S = 86_400
+"""How long a retry with the same Idempotency-Key is recognised and the outcome of a batch is told:
+one day, less where the records would fill Redis; see `store.records`."""

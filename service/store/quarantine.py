@@ -163,7 +163,7 @@ def _dropped(one: SetAside) -> BatchStatus:
 def _queue_drop(one: SetAside, pipe: Any) -> None:  # noqa: ANN401  redis-py's types are a union over protocols
     """Queue what empties the record of an entry and lets its status be forgotten in time."""
     pipe.hset(names.QUARANTINE, one.position, GONE)
-    status, lifetime_s = _dropped(one).to_record(), names.IDEMPOTENCY_LIFETIME_S
+    status, lifetime_s = _dropped(one).to_record(), names.RECORD_LIFETIME_S
     pipe.set(names.batch(one.batch_id), status, ex=lifetime_s)
 
 

@@ -18,6 +18,7 @@ from service.store.entry import BatchStatus
 from service.store.fence import Fence
 from service.store.link import redis_errors
 from service.store.ranges import read_range
+from service.store.records import forget_old, queue_record
 
 START = "0-0"
 """The position before the first entry."""
@@ -139,31 +140,15 @@ class Log:
         def queue(pipe: Pipeline) -> None:
             pipe.hset(names.PROGRESS, mapping={"position": position, "consumed": consumed})
             for outcome in outcomes:
-                status = outcome.status
-                pipe.set(names.batch(status.batch_id), status.to_record())
-                pipe.zadd(names.DONE, {outcome.member: outcome.number})
+                queue_record(pipe, outcome.status, outcome.member)
 
         self._fence.write(queue)
-        self._forget_old_batches()
+        forget_old(self._fence)
 
     def tell_state(self, state: str, problem: str = "") -> None:
         """Say whether the worker learns (`learning`), or why it has stopped (`stopped`)."""
         facts: dict[Any, Any] = {"state": state, "problem": problem, "epoch": self._fence.epoch}
         self._fence.write(lambda pipe: pipe.hset(names.WORKER, mapping=facts))
-
-    def _forget_old_batches(self) -> None:
-        with redis_errors():
-            old = self._redis.zrange(names.DONE, 0, -names.BATCH_RECORDS - 1)
-        if not old:
-            return
-
-        def queue(pipe: Pipeline) -> None:
-            for member in old:
-                batch_id, _, key = member.decode().partition(" ")
-                pipe.delete(names.batch(batch_id), *([names.idempotency(key)] if key else []))
-            pipe.zrem(names.DONE, *old)
-
-        self._fence.write(queue)
 
 
 def _keep(one: SetAside, pipe: Pipeline) -> None:
