@@ -242,6 +242,7 @@ def _tell_lost(fence: Fence, statuses: Sequence[BatchStatus]) -> None:
     def queue(pipe: Pipeline) -> None:
         for status in statuses:
             lost = replace(status, state="quarantined", reason=REASON)
-            pipe.set(names.batch(lost.batch_id), lost.to_record())
+            record, lifetime_s = lost.to_record(), names.RECORD_LIFETIME_S
+            pipe.set(names.batch(lost.batch_id), record, ex=lifetime_s)
 
     fence.write(queue)
