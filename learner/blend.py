@@ -4,7 +4,8 @@
 
 (Genest & Zidek 1986). The weights maximise the likelihood of held-out labels; the problem is convex
 with one weight per part, so that a few hundred samples decide it. Ours: weights per domain, drawn
-towards those of all, and the step back to a single part where the pool answers worse than it.
+towards those of all, and the step back to the best single part where the pool is not clearly right
+more often.
 Dimension key: H held-out samples, M parts, K classes, B batch.
 """
 
@@ -17,7 +18,7 @@ LOWEST = -30.0
 """Log-probability below which a part's opinion counts as this, and of a class it does not know."""
 _ROUNDS = 40
 _PRIOR = 2.0  # strength that draws weights towards where they start, in samples' information
-_CLEARLY = 2.0  # standard deviations by which a single part must beat the pool to replace it
+_CLEARLY = 1.0  # standard deviations by which the pool must beat the best single part
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ def fitted_pool(logp_MHK: Tensor, y_H: Tensor, start_M: Tensor | None = None) ->
     logp_MHK = logp_MHK.clamp_min(LOWEST).double()
     M = len(logp_MHK)
     anchor_M = torch.full((M,), 1 / M).double() if start_M is None else start_M.double()
+    return Pool(_unspoiled(_likeliest(logp_MHK, y_H, anchor_M), logp_MHK, y_H).float())
+
+
+def _likeliest(logp_MHK: Tensor, y_H: Tensor, anchor_M: Tensor) -> Tensor:
+    """Return the weights that make held-out labels most likely, drawn towards the anchor."""
     weight_M = anchor_M.clone()
     best, best_loss = weight_M, torch.inf
     damping = 1.0
@@ -58,7 +64,7 @@ def fitted_pool(logp_MHK: Tensor, y_H: Tensor, start_M: Tensor | None = None) ->
         step_M = torch.zeros_like(best)
         step_M[free_M] = torch.linalg.solve(step_MM[free_M][:, free_M], gradient_M[free_M])
         weight_M = (best - step_M).clamp_min(0)
-    return Pool(_unspoiled(best, logp_MHK, y_H).float())
+    return best
 
 
 def _likelihood(
@@ -82,13 +88,17 @@ def _likelihood(
 
 
 def _unspoiled(weight_M: Tensor, logp_MHK: Tensor, y_H: Tensor) -> Tensor:
-    """Return the weights, or all of it for one part that is right clearly more often."""
+    """Return the weights if they are right clearly more often than the best part, else that part.
+
+    Alone it keeps a weight that calibrates it.
+    """
     right_H = torch.einsum("m,mhk->hk", weight_M, logp_MHK).argmax(1) == y_H
     single_MH = logp_MHK.argmax(2) == y_H
     best = int(single_MH.sum(1).argmax())
-    gained_H = single_MH[best].int() - right_H.int()
-    if gained_H.sum() <= _CLEARLY * gained_H.abs().sum() ** 0.5:
+    gained_H = right_H.int() - single_MH[best].int()
+    if len(y_H) == 0 or gained_H.sum() > _CLEARLY * gained_H.abs().sum() ** 0.5:
         return weight_M
     alone_M = torch.zeros_like(weight_M)
-    alone_M[best] = 1.0
+    sure_M = torch.ones(1, dtype=torch.float64)
+    alone_M[best] = _likeliest(logp_MHK[best : best + 1], y_H, sure_M).clamp_min(1e-3).item()
     return alone_M

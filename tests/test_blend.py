@@ -57,7 +57,7 @@ def test_weights_are_never_negative_though_a_part_points_the_wrong_way(seed: int
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_pool_is_never_clearly_worse_than_its_best_part_on_what_it_was_fitted_to(seed: int) -> None:
+def test_pool_is_never_worse_than_its_best_part_on_what_it_was_fitted_to(seed: int) -> None:
     logp, y = _problem(seed, H=100)
     logp[0, ::2] = 5 * logp[0, ::2]  # a part that is wildly sure at times
 
@@ -66,7 +66,7 @@ def test_pool_is_never_clearly_worse_than_its_best_part_on_what_it_was_fitted_to
     pooled = pool(logp).argmax(1) == y
     best = max((part.argmax(1) == y for part in logp), key=lambda right: int(right.sum()))
     gained = best.int() - pooled.int()
-    assert gained.sum() <= 2 * gained.abs().sum() ** 0.5
+    assert gained.sum() <= 0
 
 
 def test_part_that_is_right_but_unsure_replaces_a_pool_that_is_often_wrong() -> None:
@@ -77,9 +77,12 @@ def test_part_that_is_right_but_unsure_replaces_a_pool_that_is_often_wrong() -> 
     hair[torch.arange(H), y] = 1e-4
     sure[torch.arange(H), torch.where(torch.arange(H) % 5 == 0, 1 - y, y)] = 5.0
 
-    pool = fitted_pool(torch.stack([hair, sure]).log_softmax(2), y)
+    logp = torch.stack([hair, sure]).log_softmax(2)
+    pool = fitted_pool(logp, y)
 
-    assert pool.weight_M.tolist() == [1.0, 0.0]
+    assert pool.weight_M[1] == 0
+    assert pool.weight_M[0] > 1  # as it is always right, it may be surer than it says
+    assert bool((pool(logp).argmax(1) == y).all())
 
 
 def test_without_evidence_the_weights_are_where_they_start() -> None:
