@@ -60,6 +60,7 @@ class Admission:
         self._redis = redis
         self._settings = settings
         self._facts: Facts | None = None
+        self._accepted_bytes = 0  # since memory was looked at
         self._tolerated: list[str] = []  # logged once
 
     async def facts(self) -> Facts:
@@ -69,13 +70,16 @@ class Admission:
             self._tell_once(self._facts.server.problems)
         return self._facts
 
-    def check_room(self, facts: Facts, backlog: int) -> None:
-        """Check that one more batch can be kept and learned.
+    def check_room(self, facts: Facts, backlog: int, nbytes: int) -> None:
+        """Check that one more batch of so many bytes can be kept and learned.
+
+        What was let in since memory was looked at counts, too: a second of it may fill Redis.
 
         Raises:
             Unavailable: `backlog_full` or `disk_full`, naming the bound.
         """
-        most, share = self._settings.max_backlog, facts.server.memory_share
+        most = self._settings.max_backlog
+        share = (facts.server.memory_used + self._accepted_bytes) / facts.server.memory_most
         if backlog >= most:
             code, problem = (
                 "backlog_full",
@@ -87,6 +91,7 @@ class Admission:
         elif facts.disk_problem is not None:
             raise Unavailable("disk_full", facts.disk_problem, retry_after_s=1)
         else:
+            self._accepted_bytes += nbytes
             return
         raise Unavailable(code, problem, retry_after_s=1)
 
@@ -104,6 +109,7 @@ class Admission:
         pipe = self._redis.pipeline(transaction=False)
         ask_server(pipe)
         pipe.hgetall(names.WORKER)
+        self._accepted_bytes = 0
         config, memory, worker = await pipe.execute()
         free, checkpoint = await asyncio.to_thread(_disk, self._settings.state_dir)
         stopped = worker.get(b"state") == b"stopped"

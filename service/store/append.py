@@ -169,7 +169,7 @@ class Appender:
                 return _replayed(submission, batch_id, earlier, backlog, facts)
             settled = self._settled(schema, submission)
             labels = await self._new_labels(pipe, submission)
-            self._admission.check_room(facts, backlog)
+            self._admission.check_room(facts, backlog, len(submission.payload))
             pipe.multi()
             _queue(pipe, submission, batch_id)
             if settled != schema:

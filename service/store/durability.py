@@ -5,6 +5,7 @@ Measured: with `appendfsync everysec` a mere SIGKILL of Redis loses acknowledged
 `appendfsync`, and the API is not ready.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,10 @@ class ServerFacts:
 
     durability: str
     """`always`, `everysec` or `no`."""
-    memory_share: float
-    """Memory used, as a share of `maxmemory`; 0 when there is no limit."""
+    memory_used: int
+    """Bytes."""
+    memory_most: float
+    """`maxmemory` in bytes; infinite when there is no limit."""
     problems: list[str]
     """Differences from the shipped configuration, each named; empty when there are none."""
 
@@ -39,7 +42,8 @@ def server_facts(config: Mapping[str, str], memory: Mapping[str, Any]) -> Server
     """Return what a server says of itself: its configuration, and its memory."""
     return ServerFacts(
         durability=config["appendfsync"] if config["appendonly"] == "yes" else "no",
-        memory_share=memory["used_memory"] / (memory["maxmemory"] or float("inf")),
+        memory_used=memory["used_memory"],
+        memory_most=memory["maxmemory"] or math.inf,
         problems=_problems(config),
     )
 
