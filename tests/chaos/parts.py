@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from service.errors import Unavailable
 from service.processes import _die_with_parent
 from service.settings import Settings
 from service.store import names
@@ -117,8 +119,10 @@ class Redis(Part):
         self.url = self._server.url
 
     def start(self) -> None:
-        self._server.start()
-        self._process = self._server._process
+        try:
+            self._server.start()
+        finally:
+            self._process = self._server._process or self._process
         redis = connect(self.url)
         for name, value in self._options.items():
             redis.config_set(name, value)
@@ -137,6 +141,7 @@ class Service:
         worker: Sequence[str] = ("-m", "tests.toy_worker", "0"),
         api: Sequence[str] = ("-m", "tests.toy_api"),
         redis_options: Mapping[str, str] | None = None,
+        redis_at: Settings | None = None,
     ) -> None:
         """Name the parts; `start` starts them.
 
@@ -146,11 +151,12 @@ class Service:
             worker: arguments to Python.
             api: arguments to Python.
             redis_options: set at each start of Redis.
+            redis_at: whose state directory holds Redis; None for that of the service.
         """
         self.settings = settings
         logs = settings.state_dir.parent
         environment = child_environment(settings) | {"OMP_NUM_THREADS": "1"}
-        self.redis = Redis(settings, binary, options=redis_options or {})
+        self.redis = Redis(redis_at or settings, binary, options=redis_options or {})
         self.worker = Part("worker", worker, environment, logs / "worker.log")
         self.api = Part("api", api, environment, logs / "api.log")
         self.parts = {part.name: part for part in (self.redis, self.worker, self.api)}
@@ -179,7 +185,9 @@ class Service:
                 continue
             if not part.expected_to_die:
                 self.unexpected.append(f"{part.name} ended by itself with {code}")
-            part.start()
+                part.expected_to_die = True
+            with suppress(Unavailable):  # Redis on a full disk: tried again with the next look
+                part.start()
 
     def drain(self, *, within_s: float = 60.0) -> None:
         """Wait until a checkpoint holds all that was accepted."""
