@@ -25,10 +25,10 @@ from service.worker.checkpoints import (
     MEMBERS,
     RECENT,
     TRAINING,
-    environment,
     read_checkpoint,
     sequence,
 )
+from service.worker.environment import environment
 from service.worker.step import Progress, RecentBatches, advance, advanced
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from service.store.directory import StoredDirectory
 from service.store.entry import BatchStatus
 from service.store.read import Outcome
 from service.store.snapshots import SnapshotReader, SnapshotWriter
-from service.worker import checkpoints as checkpoints_module
+from service.worker import environment
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from service.worker.step import Progress
 from tests.log_entries import digest
@@ -279,7 +279,7 @@ def test_another_cpu_capability_is_named(
     file = state_dir / "cpuinfo"
     if cpu_info is not None:
         file.write_text(cpu_info)
-    monkeypatch.setattr(checkpoints_module, "CPU_INFO", file)
+    monkeypatch.setattr(environment, "CPU_INFO", file)
     write(Checkpoints(settings), 1)
 
     file.write_text("flags : avx512f\n")

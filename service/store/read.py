@@ -17,7 +17,6 @@ from service.store.aside import SetAside, queue_again
 from service.store.entry import BatchStatus
 from service.store.fence import Fence
 from service.store.link import redis_errors
-from service.store.ranges import read_range
 from service.store.records import forget_old, queue_record
 
 START = "0-0"
@@ -100,13 +99,6 @@ class Log:
             info: Any = self._redis.xinfo_stream(names.LOG) if exists else _NO_STREAM
         added, present = int(info["entries-added"]), int(info["length"])
         return added - present - trimmed or min(0, added - consumed)
-
-    def count(self, after: str, last: str) -> int:
-        """Return how many entries lie behind a position, up to and with another; reads them all."""
-        found = 0
-        while chunk := read_range(self._redis, after, last)[1]:
-            found, after = found + len(chunk), chunk[-1][0]
-        return found
 
     def set_aside(self, entries: Sequence[SetAside]) -> None:
         """Keep quarantined entries, each with its reason, beyond the trimming.

@@ -31,6 +31,8 @@ class Attempts:
         """
         self._counts_path = state_dir / "attempts.json"
         self._file = os.open(state_dir / "attempt", os.O_RDWR | os.O_CREAT, 0o600)
+        self.running = False
+        """Whether an entry is being learned."""
         self._deaths = self._read()
         text = os.pread(self._file, _WIDTH, 0).strip()
         if died_at := int(text) if text.isdigit() else 0:
@@ -46,9 +48,11 @@ class Attempts:
     def of(self, number: int) -> Iterator[None]:
         """Say that an entry is being learned, as long as the context lasts."""
         self._write(number)
+        self.running = True
         try:
             yield
         finally:
+            self.running = False
             self._write(0)
 
     def forget_until(self, number: int) -> None:

@@ -9,11 +9,8 @@ after it is learned again by a learner that has forgotten it, so delivery at lea
 effect exactly once. Replay payloads are not in here; `store.replay` holds them by member id.
 """
 
-import importlib.metadata
 import json
 import math
-import platform
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +19,6 @@ from typing import Any
 
 from safetensors.numpy import load, save
 
-from service import __version__
 from service.engine.protocol import EngineState, MemberId, Tensors
 from service.errors import CorruptState
 from service.settings import Settings
@@ -31,6 +27,7 @@ from service.store.directory import StoredDirectory
 from service.store.entry import BatchStatus
 from service.store.read import Outcome
 from service.store.snapshots import SERVED, expert_file, frozen_experts, split_frozen
+from service.worker.environment import environment
 from service.worker.step import Progress
 
 FORMAT = 2
@@ -40,7 +37,6 @@ RECENT = "recent.safetensors"
 CANARY = "canary.safetensors"
 OUTCOMES = "outcomes.json"
 _PLAIN = ("summary", "health", "decisions", "identity", "writer_epoch")  # as JSON
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +163,12 @@ class Checkpoints:
         seqs = [kept.seq for kept in self._kept if kept.progress.consumed <= number]
         return seqs[-1] if seqs else None
 
+    def keep_only_newest(self) -> None:
+        """Drop all but the newest: there is no way back to the others any more."""
+        self._kept = self._kept[-1:]
+        for path in self._paths()[:-1]:
+            directory.remove(path)
+
     def age_s(self) -> float:
         """Return the age of the newest checkpoint in seconds; not a number before the first."""
         if self.newest is None:
@@ -269,31 +271,3 @@ def _decode_outcomes(content: bytes) -> list[Outcome]:
         Outcome(number=number, idempotency_key=key, status=BatchStatus.from_record(record))
         for number, key, record in json.loads(content)
     ]
-
-
-def environment(settings: Settings) -> dict[str, Any]:
-    """Return what bit-identity rests on besides log, seed and settings."""
-    return {
-        "levit": __version__,
-        "torch": importlib.metadata.version("torch"),
-        "numpy": importlib.metadata.version("numpy"),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpu": _cpu_capability(),
-        "device": settings.device,
-        "threads": settings.learner_threads,
-    }
-
-
-def _cpu_capability() -> str:
-    """Return the vector instructions of this CPU by which torch chooses its kernels.
-
-    `baseline` where it has none of them, `unknown` where the system does not list them.
-    """
-    try:
-        listed = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
-    except OSError:
-        return "unknown"
-    if listed is None:
-        return "unknown"
-    return " ".join(sorted({"avx2", "avx512f"}.intersection(listed[1].split()))) or "baseline"

@@ -6,10 +6,12 @@ from functools import partial
 from service.errors import CorruptState
 from service.metrics import WorkerMetrics
 from service.settings import Settings
-from service.store.archive import START, Archive, Mark, archive_until
+from service.store.archive import Archive, Mark, archive_until
 from service.store.fence import Fence
 from service.store.ranges import read_range
 from service.store.read import Log
+from service.store.resync import Loss, check_joined, survey
+from service.worker.state import WorkerState
 from service.worker.step import Progress
 
 
@@ -43,12 +45,12 @@ class Custody:
             self._log.identify(found)
         self.identity = found
 
-    def check(self, oldest: Progress, reached: Progress) -> None:
+    def check(self, oldest: Progress, state: WorkerState) -> None:
         """Archive and trim what no checkpoint needs, and see that nothing else is missing.
 
         Args:
             oldest: up to where the log may be trimmed.
-            reached: the last entry read.
+            state: of the worker; everything up to its progress was read.
 
         Raises:
             CorruptState: it is another log, or entries are missing; naming how many.
@@ -56,23 +58,47 @@ class Custody:
         """
         if self._log.identity() != self.identity:
             raise CorruptState("redis holds another log than the one that was learned from")
+        try:
+            self._trim(oldest, state.progress)
+        except CorruptState as problem:
+            missing = self.loss(oldest, state).total
+            self._metrics.gap.set(missing)
+            way_out = f"; `levit resync --accept-loss {missing}` goes on without {missing} entries"
+            raise CorruptState(f"{problem}{way_out if missing else ''}") from None
+        self._metrics.gap.set(0)
+
+    def loss(self, oldest: Progress, state: WorkerState) -> Loss:
+        """Return what the log really lacks; reads it all and changes nothing.
+
+        Args:
+            oldest: as for `check`.
+            state: of the worker, as its newest checkpoint has it.
+        """
+
+        def learned(batch_id: str) -> bool:
+            """Say whether a batch is among those learned last."""
+            return state.recent.step_of(batch_id) is not None
+
+        return survey(self._fence, _mark(oldest), _mark(state.progress), learned)
+
+    def begin_archive_anew(self) -> None:
+        """Put the archive aside: what follows does not join it."""
         if self._archive is not None:
-            self._put_away(self._archive, oldest)
+            self._archive.begin_anew()
+
+    def _trim(self, oldest: Progress, reached: Progress) -> None:
+        check_joined(self._fence, _mark(oldest), _mark(reached))
+        if self._archive is not None:
+            read = partial(read_range, self._fence.redis)
+            archive_until(self._archive, read, oldest.consumed, oldest.position)
         self._log.trim(oldest.position)
         gap = self._log.gap(oldest.consumed, reached.consumed)
-        self._metrics.gap.set(gap)
         if gap:
             raise CorruptState(
-                f"the log lacks {gap} entries: {reached.consumed} were consumed, "
-                f"{oldest.consumed} of them trimmed, up to position {oldest.position}"
+                f"the log lacks entries: counted {gap} too few behind the {oldest.consumed} "
+                f"trimmed, up to position {oldest.position}"
             )
 
-    def _put_away(self, archive: Archive, oldest: Progress) -> None:
-        read = partial(read_range, self._fence.redis)
-        try:
-            archive_until(archive, read, oldest.consumed, oldest.position)
-        except CorruptState:
-            last = archive.last or Mark(0, START)
-            left = self._log.count(last.position, oldest.position)
-            self._metrics.gap.set(oldest.consumed - last.number - left)
-            raise
+
+def _mark(progress: Progress) -> Mark:
+    return Mark(progress.consumed, progress.position)

@@ -6,27 +6,26 @@ crash between any two steps leaves a state from which a restart learns the same 
 is a decision on disk, then the checkpoint of before, then a new checkpoint that has followed it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal
 
 import structlog
 
-from service.engine.protocol import Engines, MemberId
+from service.engine.protocol import Engine, Engines
 from service.errors import CorruptState, Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.store.decisions import Decision
 from service.store.entry import Entry
 from service.store.fence import Fence
+from service.store.forks import adopt
 from service.store.read import Log, RawEntry
-from service.store.replay import ReplayStore
+from service.store.resync import Loss
 from service.store.snapshots import SnapshotWriter
 from service.worker.checkpoints import Checkpoint, Checkpoints, member_ids, sequence
 from service.worker.custody import Custody
 from service.worker.judge import Judge
-from service.worker.members import NewMembers
+from service.worker.members import ReplayMembers
 from service.worker.state import WorkerState
 from service.worker.step import Progress, advance, advanced
 
@@ -49,19 +48,15 @@ class Learning:
         """What keeps a worker that was superseded from writing."""
         self._log = Log(self.fence)
         self._custody = Custody(settings, self.fence, metrics)
-        self._replay = ReplayStore(self.fence)
         self.checkpoints = Checkpoints(settings)
         self._snapshots = SnapshotWriter(settings.state_dir)
         self.judge = Judge(settings, metrics)
         self._state = WorkerState()
         self.unsaved = False
         """Whether an entry is in no checkpoint yet, or its outcome has not been told."""
-        self.in_step = False
-        """Whether the engine is learning an entry; an exception leaves it as if never begun."""
         self._behind = False
         """Whether a decision to go back is on disk and not followed yet."""
-        self._members = NewMembers()
-        self._stored: set[MemberId] = set()
+        self._members = ReplayMembers(self.fence)
         metrics.checkpoint_age.set_function(self.checkpoints.age_s)
 
     def restore(self) -> None:
@@ -75,10 +70,12 @@ class Learning:
         """
         if not self.fence.epoch:
             self.fence.claim(self.checkpoints.known_epoch)
+        if adopt(self.fence, self._settings.state_dir):
+            log.info("fork_adopted")
         went_back = self._load_newest()
         self._custody.know(self._state.identity)
         self.check_log()
-        self._stored = self._replay.ids()
+        self._members.know_stored()
         self._log.tell_state("learning")
         if self._state.engine is None:
             return
@@ -104,7 +101,7 @@ class Learning:
             CorruptState: naming how many entries are.
             OSError: the archive's disk is full or refuses; nothing was trimmed.
         """
-        self._custody.check(self.checkpoints.oldest, self.progress)
+        self._custody.check(self.checkpoints.oldest, self._state)
 
     def read(self, *, count: int, block_ms: int) -> list[RawEntry]:
         """Return the next entries of the log, waiting a little for one."""
@@ -125,14 +122,14 @@ class Learning:
         state.engine = engine
         judge.before(state.health, engine, entry)
         self.unsaved = True
-        with self._metrics.step_duration.time(), judge.attempts.of(entry.number), self._step():
+        with self._metrics.step_duration.time(), judge.attempts.of(entry.number):
             step = advance(engine, entry, judge.decisions, state.recent)
         state.progress = advanced(state.progress, entry, step)
         state.books.enter(entry, step, state.recent)
         if step.report is not None:
-            self._members.add(entry, step.report.added)
-            if self._members.too_many:
-                self._members.keep_only(member_ids(engine.dump()))
+            self._members.new.add(entry, step.report.added)
+            if self._members.new.too_many:
+                self._members.new.keep_only(member_ids(engine.dump()))
         verdict = judge.after(state.health, engine, entry, learned=step.state == "learned")
         if verdict == "diverged":
             return self._go_back_from(entry.number)
@@ -155,31 +152,31 @@ class Learning:
             self._metrics.checkpoint_failures.count_exceptions((OSError, Unavailable)),
             self._metrics.checkpoint_duration.time(),
         ):
-            checkpoint = state.checkpoint(
-                state.engine,
-                decisions=len(self.judge.decisions),
-                identity=self._custody.identity,
-                writer_epoch=self.fence.epoch,
-            )
-            self._members.keep_only(member_ids(checkpoint.state))
-            self._stored |= self._members.samples.keys()
-            self._replay.put(self._members.samples)
-            self._log.set_aside(state.books.set_aside)
-            self.fence.check()
-            stored = self.checkpoints.write(
-                checkpoint, healthy_until=state.health.facts.healthy_until
-            )
-        self._metrics.checkpoint_bytes.set(stored.size)
-        self._members.clear()
+            self._write(state.engine)
+        self._members.new.clear()
         state.books.set_aside.clear()
         self.publish()
         self._tell()
         self.check_log()
         self.judge.attempts.forget_until(self.checkpoints.oldest.consumed)
-        dropped = self._stored - self.checkpoints.members
-        self._replay.delete(dropped)
-        self._stored -= dropped
+        self._members.drop_all_but(self.checkpoints.members)
         self._release()
+
+    def _write(self, engine: Engine) -> None:
+        """Write a checkpoint, and before it what it names."""
+        state = self._state
+        checkpoint = state.checkpoint(
+            engine,
+            decisions=len(self.judge.decisions),
+            identity=self._custody.identity or state.identity,
+            writer_epoch=self.fence.epoch,
+        )
+        self._members.put(checkpoint.state)
+        self._log.set_aside(state.books.set_aside)
+        self.fence.check()
+        healthy_until = state.health.facts.healthy_until
+        stored = self.checkpoints.write(checkpoint, healthy_until=healthy_until)
+        self._metrics.checkpoint_bytes.set(stored.size)
 
     def publish(self) -> None:
         """Let predictors serve what is learned by now; nothing before the first entry.
@@ -203,6 +200,23 @@ class Learning:
         """Whether there is a snapshot to serve."""
         return self._snapshots.version > 0
 
+    def load(self) -> None:
+        """Go back to the newest checkpoint, whatever the log is like."""
+        self._load_newest()
+        self.unsaved = False
+
+    def loss(self) -> Loss:
+        """Return what the log lacks for going on from here."""
+        return self._custody.loss(self.checkpoints.oldest, self._state)
+
+    def close_way_back(self, position: str) -> None:
+        """Read on behind a position from now on, and drop what older checkpoints would need."""
+        self._custody.begin_archive_anew()
+        self._state.progress = replace(self.progress, position=position)
+        if self._state.engine is not None:
+            self._write(self._state.engine)
+            self.checkpoints.keep_only_newest()
+
     def go_back(self, decision: Decision) -> None:
         """Follow a decision that names a checkpoint; it is on disk before anything else happens.
 
@@ -217,11 +231,7 @@ class Learning:
         self.save()
 
     def stopped(self, problem: str) -> None:
-        """Say where others can read it that learning has stopped, and why.
-
-        Raises:
-            Unavailable: Redis is away.
-        """
+        """Say where others can read it that learning has stopped, and why."""
         self._log.tell_state("stopped", problem)
 
     def close(self) -> None:
@@ -229,18 +239,10 @@ class Learning:
         self.judge.attempts.close()
         self.fence.close()
 
-    @contextmanager
-    def _step(self) -> Iterator[None]:
-        self.in_step = True
-        try:
-            yield
-        finally:
-            self.in_step = False
-
     def _load_newest(self) -> bool:
         """Load the newest whole checkpoint; return whether a rollback was still to be followed."""
         self._state = WorkerState()
-        self._members.clear()
+        self._members.new.clear()
         paths = list(self.checkpoints.newest_first())
         for path in paths:
             try:
@@ -261,8 +263,7 @@ class Learning:
         return False
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        ids = [(number, index) for number, index in checkpoint.state.members.tolist()]
-        members = self._replay.fetch(ids)
+        members = self._members.of(checkpoint.state)
         engine = self._engines.restore(self._settings, checkpoint.state, members)
         self._state = WorkerState.of(checkpoint, engine)
 

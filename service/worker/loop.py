@@ -100,7 +100,7 @@ class Worker:
         Raises:
             StepAbandoned: out of the engine, which is then as before the entry.
         """
-        if self._learning.in_step:
+        if self._learning.judge.attempts.running:
             raise StepAbandoned
 
     def run(self) -> None:
@@ -122,11 +122,24 @@ class Worker:
         except (Unavailable, OSError) as error:
             log.warning("stopped_without_checkpoint", reason=str(error))
 
-    def hold(self, problem: str) -> None:
-        """Tell the problem and do nothing until `stop`, so that metrics can still be read."""
+    def hold(self, problem: str) -> bool:
+        """Tell the problem and learn nothing until `stop`, so that metrics can still be read.
+
+        Returns:
+            Whether an administrator has mended it, so that learning can go on.
+        """
+        mended = False
+
+        def look() -> None:
+            """See whether somebody has a command."""
+            nonlocal mended
+            mended = self._orders.follow(held=True)
+
         self._insist(lambda: self._learning.stopped(problem))
-        while not self._stopping:
+        while not self._stopping and not mended:
             time.sleep(BLOCK_MS / 1000)
+            self._insist(look)
+        return mended
 
     def close(self) -> None:
         """Close the connections."""
@@ -199,15 +212,24 @@ def run(settings: Settings, engines: Engines) -> int:
         _listen_to_signals(worker)
         log.info("started", state_dir=str(settings.state_dir))
         try:
-            worker.run()
-        except CorruptState as error:
-            log.critical("learning_stopped", reason=str(error))
-            worker.hold(str(error))
-            raise
+            _learn(worker)
         finally:
             worker.close()
     log.info("stopped")
     return 0
+
+
+def _learn(worker: Worker) -> None:
+    """Learn until a signal; where the log is damaged, wait for it or for a human."""
+    while True:
+        try:
+            worker.run()
+        except CorruptState as error:
+            log.critical("learning_stopped", reason=str(error))
+            if not worker.hold(str(error)):
+                raise
+        else:
+            return
 
 
 def _listen_to_signals(worker: Worker) -> None:

@@ -1,20 +1,23 @@
-"""Samples that entered the replay memory and are in no checkpoint yet.
+"""The samples of the replay memory: those in no checkpoint yet, and those in Redis.
 
-They are written to Redis only with the next checkpoint: most of a busy stream's samples are evicted
-again before it.
+New ones are written to Redis only with the next checkpoint: most of a busy stream's samples are
+evicted again before it.
 """
 
 from collections.abc import Sequence
 
-from service.engine.protocol import Array, Label, MemberId
+from service.engine.protocol import Array, EngineState, Label, MemberId, Members
 from service.store.entry import Entry
+from service.store.fence import Fence
+from service.store.replay import ReplayStore
+from service.worker.checkpoints import member_ids
 
 BUFFERED_BYTES = 64 * 2**20
 """Bytes above which those evicted meanwhile are let go."""
 
 
 class NewMembers:
-    """The samples by member id."""
+    """Samples that are in no checkpoint yet, by member id."""
 
     def __init__(self) -> None:
         self.samples: dict[MemberId, tuple[Array, Label | None]] = {}
@@ -44,3 +47,36 @@ class NewMembers:
     def clear(self) -> None:
         """Let go of all."""
         self.keep_only(frozenset())
+
+
+class ReplayMembers:
+    """The replay memory's samples on their way to Redis and in it."""
+
+    def __init__(self, fence: Fence) -> None:
+        self._store = ReplayStore(fence)
+        self._stored: set[MemberId] = set()
+        self.new = NewMembers()
+
+    def know_stored(self) -> None:
+        """Learn which samples Redis has; before that none is dropped from it."""
+        self._stored = self._store.ids()
+
+    def of(self, state: EngineState) -> Members:
+        """Return the samples that a state names.
+
+        Raises:
+            CorruptState: one of them is not stored, or not what was written.
+        """
+        return self._store.fetch([(number, index) for number, index in state.members.tolist()])
+
+    def put(self, state: EngineState) -> None:
+        """Store those new samples that a state names."""
+        self.new.keep_only(member_ids(state))
+        self._stored |= self.new.samples.keys()
+        self._store.put(self.new.samples)
+
+    def drop_all_but(self, ids: frozenset[MemberId]) -> None:
+        """Drop from Redis what nobody names any more."""
+        dropped = self._stored - ids
+        self._store.delete(dropped)
+        self._stored -= dropped

@@ -4,19 +4,19 @@ Each command is followed once: a rollback carries the command's id in its decisi
 whose answer was lost in a crash is answered again and not followed again.
 """
 
+from typing import assert_never
+
 import structlog
 
-from service.errors import CorruptState, SettingsError
+from service.errors import CorruptState, Misused, SettingsError
 from service.settings import Settings
 from service.store.commands import Answer, Command, Commands
 from service.store.decisions import Decision
+from service.store.pins import pin
+from service.store.resync import settle
 from service.worker.learning import Learning
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-
-class Refused(Exception):
-    """A command that cannot be followed; the message says why."""
 
 
 class Orders:
@@ -27,29 +27,39 @@ class Orders:
         self._learning = learning
         self._commands = Commands(learning.fence)
 
-    def follow(self) -> bool:
-        """Follow and answer what waits; return whether the worker must read anew.
+    def follow(self, *, held: bool = False) -> bool:
+        """Follow and answer what waits; return whether something was followed.
+
+        Args:
+            held: whether learning has stopped because the log is not whole.
 
         Raises:
             Unavailable: Redis is away; may be called again.
             OSError: the disk is full or refuses; may be called again.
         """
-        waiting = self._commands.take()
-        for command in waiting:
+        followed = False
+        for command in self._commands.take():
             try:
-                answer = Answer(ok=True, detail=self._follow(command))
-            except (Refused, CorruptState, SettingsError) as problem:
+                answer = Answer(ok=True, detail=self._follow(command, held=held))
+            except (Misused, CorruptState, SettingsError) as problem:
                 answer = Answer(ok=False, detail=str(problem))
+            followed |= answer.ok
             log.warning("command", kind=command.kind, ok=answer.ok, detail=answer.detail)
             self._commands.done(command, answer)
-        return bool(waiting)
+        return followed
 
-    def _follow(self, command: Command) -> str:
+    def _follow(self, command: Command, *, held: bool) -> str:
         match command.kind:
             case "rollback":
+                if held:
+                    raise Misused("learning has stopped; /readyz says why, and resync goes on")
                 return self._roll_back(command)
-            case other:
-                raise Refused(f"expected a command this worker knows, got {other}")
+            case "pin":
+                return self._pin(command)
+            case "resync":
+                return self._resync(command)
+            case _:
+                assert_never(command.kind)
 
     def _roll_back(self, command: Command) -> str:
         learning, seq = self._learning, int(command.arguments["checkpoint"])
@@ -57,7 +67,7 @@ class Orders:
         if not learning.judge.has_followed(command.id):
             mark = learning.checkpoints.kept(seq)
             if mark is None:
-                raise Refused(f"expected the number of a kept checkpoint, got {seq}")
+                raise Misused(f"expected the number of a kept checkpoint, got {seq}")
             until = learning.progress.consumed if drop else mark.consumed
             learning.go_back(
                 Decision(
@@ -71,3 +81,19 @@ class Orders:
             )
         fate = "later entries are set aside" if drop else "later entries are learned again"
         return f"went back to checkpoint {seq}; {fate}"
+
+    def _pin(self, command: Command) -> str:
+        seq, name = int(command.arguments["checkpoint"]), str(command.arguments["name"])
+        made = pin(self._settings.state_dir, seq, name, self._learning.fence)
+        return f"checkpoint {seq} is kept as {name}: {made.bytes} bytes"
+
+    def _resync(self, command: Command) -> str:
+        """Go on without entries that the log has lost, if they are as many as was accepted."""
+        learning = self._learning
+        learning.load()
+        loss = learning.loss()
+        loss.check(int(command.arguments["accept_loss"]))
+        if loss.closes_way_back:
+            learning.close_way_back(loss.position)
+        settle(learning.fence, loss)
+        return f"{loss.ahead} entries that were never learned are given up"
