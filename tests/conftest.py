@@ -69,6 +69,12 @@ def redis_server(_embedded: str) -> Iterator[str]:
     yield from _emptied(_embedded)
 
 
+@pytest.fixture
+def other_server(_debian: str) -> Iterator[str]:
+    """The address of an empty server beside `redis_server`."""
+    yield from _emptied(_debian)
+
+
 @pytest.fixture(params=["embedded", "debian"])
 def either_server(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of an empty server: the embedded one, then Debian's."""

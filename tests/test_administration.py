@@ -1,18 +1,26 @@
 """Administrators, the API and a worker process together: what is asked is done."""
 
+import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from service.admin import Admin
 from service.client import ApiError
 from service.settings import Settings
+from service.store import names
+from service.store.forks import fork
+from service.store.link import connect
+from tests.log_entries import append_all, batches
+from tests.toy_learning import learn_all
 
 CLEAN = np.zeros((2, 8, 8), np.uint8)
 REFUSED = np.full((1, 8, 8), 255, np.uint8)
@@ -100,3 +108,54 @@ def test_a_resync_without_a_loss_is_refused(admin: Admin) -> None:
         admin.resync(5)
 
     assert refused.value.code == "command_refused"
+
+
+def test_a_lost_log_stops_learning_until_the_exact_loss_is_accepted(
+    admin: Admin, live: Settings
+) -> None:
+    for _ in range(3):
+        admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
+    redis = connect(str(live.redis_url))
+    redis.delete(names.LOG)
+    after = admin.observe(CLEAN + 7, [1, 2])
+    problem = until_stopped(live)
+    missing = int(re.search(r"--accept-loss (\d+)", problem)[1])  # type: ignore[index]
+
+    with pytest.raises(ApiError, match=f"expected {missing}"):
+        admin.resync(missing + 1)
+    admin.resync(missing)
+    learned = admin.wait_until_learned(after, timeout_s=20)
+    another = admin.wait_until_learned(admin.observe(CLEAN + 9, [1, 2]), timeout_s=20)
+
+    assert (learned.step, another.step) == (4, 5)
+    deadline = time.monotonic() + 5
+    while not admin.ready():
+        assert time.monotonic() < deadline
+    redis.close()
+
+
+def until_stopped(live: Settings) -> str:
+    """Wait until the service says that learning has stopped; return why."""
+    deadline = time.monotonic() + 20
+    while (said := httpx.get(f"http://127.0.0.1:{live.port}/readyz")).status_code == httpx.codes.OK:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return said.text
+
+
+def test_a_fork_of_a_pin_goes_on_by_itself(
+    admin: Admin, live: Settings, tmp_path: Path, other_server: str
+) -> None:
+    for _ in range(3):
+        admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
+    admin.pin(admin.checkpoints()[0]["seq"], "good")
+    made = live.model_copy(update={"state_dir": tmp_path / "fork", "redis_url": other_server})
+
+    learned = fork(live.state_dir, "good", made.state_dir, str(live.redis_url))
+    asyncio.run(append_all(made, batches(2)))
+    checkpoint = learn_all(made)
+
+    assert learned == 3
+    assert (checkpoint.progress.consumed, checkpoint.progress.learned) == (5, 5)
+    assert checkpoint.state.values["step"] == 5
+    assert [one["name"] for one in admin.pins()] == ["good"]
