@@ -20,7 +20,7 @@ from redis.client import Pipeline
 from service.errors import CorruptState, Misused
 from service.store import directory, names, pins
 from service.store.copies import copied
-from service.store.directory import MANIFEST, TEMPORARY, StoredDirectory
+from service.store.directory import TEMPORARY, StoredDirectory
 from service.store.fence import Fence
 from service.store.link import redis_errors
 from service.store.numbering import renumber
@@ -172,9 +172,10 @@ def _new_directory(destination: Path) -> Iterator[Path]:
 def _forked_checkpoint(state_dir: Path) -> StoredDirectory | None:
     """Return the first checkpoint of a fork, or None where the newest is another."""
     paths = sorted((state_dir / "checkpoints").glob("ckpt-*"))
-    if not paths or not (paths[-1] / MANIFEST).exists():
+    try:
+        newest = directory.open_directory(paths[-1])
+    except (IndexError, CorruptState):  # damaged: whoever restores it says so
         return None
-    newest = directory.open_directory(paths[-1])
     return newest if ORIGIN in newest.facts else None
 
 
