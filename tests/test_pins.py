@@ -264,18 +264,18 @@ async def test_without_its_samples_a_fork_does_not_start(
 
 
 async def test_numbers_and_the_gap_are_right_from_the_start(
-    settings: MakeSettings, tmp_path: Path, redis_server: str
+    settings: MakeSettings, tmp_path: Path, either_server: str
 ) -> None:
-    other = await forked(settings(), tmp_path)
+    other = await forked(settings(redis_url=either_server), tmp_path)
 
     adopted(other)
 
-    log = Log(claimed(redis_server))
+    log = Log(claimed(either_server))
     assert log.gap(20, 20) == 0
     (receipt,) = await append_all(other, batches(1))
     assert receipt.backlog == 1
     assert log.gap(20, 20) == 0
-    assert connect(redis_server).get(names.ACCEPTED) == b"21"
+    assert connect(either_server).get(names.ACCEPTED) == b"21"
     assert [position for position, _ in log.read(START, count=9, block_ms=1)] == [receipt.position]
 
 
