@@ -96,6 +96,7 @@ def adopt(fence: Fence, state_dir: Path) -> bool:
     stream, consumed = origin.facts["stream"], int(checkpoint.facts["progress"]["consumed"])
 
     def count(_added: int, present: int) -> int:
+        """Number what is there on behind what the checkpoint has consumed."""
         _check_schema(fence, stream["schema"])
         return consumed + present
 

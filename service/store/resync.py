@@ -131,6 +131,7 @@ def survey(fence: Fence, oldest: Mark, reached: Mark, learned: Callable[[str], b
     anew = added < max(accepted, reached.number) or order(last) < order(reached.position)
 
     def was_learned(position: str, batch_id: str) -> bool:
+        """Say whether the learner has been past an entry."""
         if order(position) > order(reached.position):
             return False
         return not anew or learned(batch_id) or _is_set_aside(fence.redis, position)
@@ -171,11 +172,13 @@ def settle(fence: Fence, loss: Loss) -> None:
         _tell_lost(fence, loss.batches[at : at + RECORDS])
 
     def count(added: int, present: int) -> int:
+        """Number what stays on behind what was learned."""
         if added - present != loss.removed:
             raise CorruptState("the log has changed while its loss was counted; count once more")
         return loss.trimmed + present - loss.dropped
 
     def queue(pipe: Pipeline) -> None:
+        """Remove what does not stay."""
         if loss.damaged:
             pipe.xdel(names.LOG, *loss.damaged)
         if loss.closes_way_back:
