@@ -169,6 +169,10 @@ class Checkpoints:
         for path in self._paths()[:-1]:
             directory.remove(path)
 
+    def give_up(self, path: Path) -> None:
+        """Let a damaged checkpoint take no place among those that are kept."""
+        self._kept = [kept for kept in self._kept if kept.seq != sequence(path)]
+
     def age_s(self) -> float:
         """Return the age of the newest checkpoint in seconds; not a number before the first."""
         if self.newest is None:

@@ -253,6 +253,7 @@ class Learning:
                 self._resume(checkpoint)
             except CorruptState as error:
                 log.critical("checkpoint_damaged", path=str(path), reason=str(error))
+                self.checkpoints.give_up(path)
             else:
                 if rollbacks and rollbacks[-1][1].command is None:
                     self._state.health.went_back(rollbacks[-1][1].until)
