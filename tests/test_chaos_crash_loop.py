@@ -10,6 +10,7 @@ import pytest
 
 from service.store.server import bundled_binary
 from tests.chaos.crash_loop import OBSERVE_AGAIN_S, PREDICT_AGAIN_S, Plan, crash_loop
+from tests.chaos.parts import TOY_WORKER
 from tests.chaos.report import show
 from tests.system_packages import require
 
@@ -52,7 +53,7 @@ def test_killing_redis_alone_loses_nothing_with_either_server(tmp_path: Path, bi
 def test_control_a_worker_that_draws_other_numbers_after_a_restart_ends_in_another_state(
     tmp_path: Path,
 ) -> None:
-    forgetful = ("-m", "tests.toy_worker", "0", "generator")
+    forgetful = (*TOY_WORKER, "generator")
     plan = Plan(kills=4, fewest_acks=400, shares={"worker": 1.0}, worker=forgetful)
 
     report = crash_loop(plan, tmp_path, bundled_binary())

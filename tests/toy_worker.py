@@ -5,19 +5,22 @@ control: a worker with that mistake must not reach the state of one without. Wit
 itself right before its so many-th step towards something durable (an fsync, rename or link).
 """
 
+import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from service.engine.protocol import EngineState, Members
+from service.engine.protocol import Array, EngineState, Labels, Members, ObserveReport
 from service.errors import CorruptState, SettingsError, StateDirectoryBusy
+from service.inputs import InputSchema
 from service.settings import Settings
+from service.store.entry import Entry
 from service.worker import loop
 from tests.toy_engine import ToyEngine, ToyEngines
 
@@ -39,10 +42,49 @@ class ForgetsTheMemory(ToyEngines):
         return replace(super().restore(settings, state, members), memory=[])
 
 
+DEADLY = 254
+"""First value of a batch that kills the process which learns it."""
+
+
+class MortalEngine(ToyEngine):
+    """Dies of what a bug in a library could make of some batch."""
+
+    def observe(self, entry_number: int, x: Array, labels: Labels | None) -> ObserveReport:
+        if x.flat[0] == DEADLY:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().observe(entry_number, x, labels)
+
+
+class Mortal(ToyEngines):
+    """Engines that a batch can kill."""
+
+    def create(self, settings: Settings, schema: InputSchema) -> ToyEngine:
+        return MortalEngine(**vars(super().create(settings, schema)))
+
+    def restore(self, settings: Settings, state: EngineState, members: Members) -> ToyEngine:
+        return MortalEngine(**vars(super().restore(settings, state, members)))
+
+
+class TrustsTheLog(ToyEngines):
+    """With it, whatever lies in the log counts as what was accepted."""
+
+    def __init__(self, step_s: float) -> None:
+        super().__init__(step_s)
+        read = Entry.from_fields
+
+        def from_fields(number: int, position: str, fields: Mapping[bytes, bytes]) -> Entry:
+            sha256 = hashlib.sha256(fields[b"payload"]).hexdigest().encode()
+            return read(number, position, {**fields, b"sha256": sha256})
+
+        Entry.from_fields = from_fields  # type: ignore[method-assign]
+
+
 FLAWS = {
     "none": ToyEngines,
     "generator": ForgetsTheGenerator,
     "memory": ForgetsTheMemory,
+    "checksum": TrustsTheLog,
+    "mortal": Mortal,
 }
 
 

@@ -80,7 +80,7 @@ def check(
         "quarantined besides the refused": verdict.quarantined - refused,
         "learned besides the acknowledged": verdict.learned - (len(acked) - refused),
         "ids given twice": len(acked) - len({one.batch_id for one in acked}),
-        "decisions nobody asked for": len(Decisions(settings.state_dir)),
+        "decisions nobody asked for": len(Decisions(settings.state_dir)) - len(workload.deadly),
         "other bytes than an uninterrupted run": int(not verdict.same_state),
     }
     verdict.violations.extend(f"{what}: {count}" for what, count in wrong.items() if count)
@@ -94,6 +94,8 @@ def _uninterrupted(
     schema = InputSchema.parse(workload.schema)
     engine = engines.create(settings, schema)
     for entry_number, one in enumerate(sorted(acked, key=_place), start=1):
+        if (one.client, one.number) in workload.deadly:
+            continue
         x, labels = workload.arrays(one.client, one.number)
         try:
             engine.observe(entry_number, schema.canonical(x), labels)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.chaos.checker import Verdict, check
 from tests.chaos.clients import Prober, RetryingClient, finish_all
-from tests.chaos.parts import Part, Service, chaos_settings
+from tests.chaos.parts import TOY_WORKER, Part, Service, chaos_settings
 from tests.chaos.workload import Workload
 
 SHARES = {"worker": 0.5, "api": 0.25, "redis": 0.25}
@@ -42,7 +42,7 @@ class Plan:
     shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
     gap_s: float = 0.6
     """Mean time between kills."""
-    worker: Sequence[str] = ("-m", "tests.toy_worker", "0")
+    worker: Sequence[str] = TOY_WORKER
     new_key_per_try: bool = False
     workload: Workload = field(default_factory=Workload)
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,10 @@ from service.settings import Settings
 from service.store.server import bundled_binary
 from tests.chaos.checker import Verdict, check
 from tests.chaos.clients import Prober, RetryingClient, finish_all, until_up
-from tests.chaos.parts import Service
+from tests.chaos.parts import TOY_WORKER, Service
 from tests.chaos.workload import Workload
+
+CLIENTS = 3
 
 
 @dataclass
@@ -75,9 +77,9 @@ def load(
     workload: Workload,
     *,
     binary: Path | None = None,
-    clients: int = 3,
     new_key_per_try: bool = False,
     redis_at: Settings | None = None,
+    worker: Sequence[str] = TOY_WORKER,
 ) -> Iterator[Load]:
     """Start a service; yield it once it takes batches and answers questions.
 
@@ -85,16 +87,16 @@ def load(
         settings: of the service.
         workload: what is sent.
         binary: the Redis server; None for the bundled one.
-        clients: how many post.
         new_key_per_try: a mistake of theirs, for negative controls.
         redis_at: whose state directory holds Redis; None for that of the service.
+        worker: arguments to Python.
     """
     binary = bundled_binary() if binary is None else binary
-    with Service(settings, binary, redis_at=redis_at) as service:
+    with Service(settings, binary, redis_at=redis_at, worker=worker) as service:
         until_up(settings.port)
         posting = [
             RetryingClient(n, settings.port, workload, new_key_per_try=new_key_per_try)
-            for n in range(clients)
+            for n in range(CLIENTS)
         ]
         prober = Prober(settings.port, service.api, workload)
         under = Load(service, posting, prober, workload)

@@ -24,6 +24,7 @@ from service.supervisor import child_environment
 from service.worker.checkpoints import Checkpoint, Checkpoints
 
 ROOT = Path(__file__).parents[2]
+TOY_WORKER = ("-m", "tests.toy_worker", "0")
 STOP_S = 30.0
 """Longest wait for a part that was asked to end."""
 
@@ -87,6 +88,23 @@ class Part:
         code = self._process.wait(STOP_S)
         return code, time.monotonic() - asked_at
 
+    def wait(self) -> int:
+        """Return how it ends by itself."""
+        assert self._process is not None
+        return self._process.wait(STOP_S)
+
+    def beside(self, log: Path) -> "Part":
+        """Return a second process of the same kind that is not started yet."""
+        return Part(self.name, self._arguments[1:], self._environment, log)
+
+    def says(self, text: bytes, *, within_s: float = 30.0) -> None:
+        """Wait until it has logged a text since its last start, or has ended."""
+        deadline = time.monotonic() + within_s
+        while text not in self.said() and self.exit_code() is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name} did not say {text!r} within {within_s} s")
+            time.sleep(0.005)
+
     def said(self) -> bytes:
         """Return what it has logged since its last start."""
         with self._log.open("rb") as log:
@@ -138,7 +156,7 @@ class Service:
         settings: Settings,
         binary: Path,
         *,
-        worker: Sequence[str] = ("-m", "tests.toy_worker", "0"),
+        worker: Sequence[str] = TOY_WORKER,
         api: Sequence[str] = ("-m", "tests.toy_api"),
         redis_options: Mapping[str, str] | None = None,
         redis_at: Settings | None = None,

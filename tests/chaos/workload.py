@@ -12,6 +12,7 @@ import numpy as np
 from service.engine.protocol import Array
 from service.inputs import InputSchema
 from service.store.entry import encode
+from tests.toy_worker import DEADLY
 
 REFUSED_ODDS = 50
 """One in so many batches must be quarantined."""
@@ -26,8 +27,8 @@ class Workload:
     fewest: int = 1
     most: int = 128
     """Samples in a batch: 64 bytes to 8 KB, most of them small."""
-    salt: str = ""
-    """Told apart by their keys: clients that must not be taken for those of another run."""
+    deadly: frozenset[tuple[int, int]] = frozenset()
+    """Client and number of batches that kill the worker each time it learns them."""
 
     def arrays(self, client: int, number: int) -> tuple[Array, Array | None]:
         """Return samples and labels of one batch."""
@@ -37,13 +38,15 @@ class Workload:
         shape = InputSchema.parse(self.schema).shape
         x = generator.integers(0, 100, (n, *shape), np.uint8)
         x += (labels * 50).astype(np.uint8).reshape(-1, *[1] * len(shape))
-        if self.refused(client, number):
+        if (client, number) in self.deadly:
+            x.flat[0] = DEADLY
+        elif self.refused(client, number):
             x.flat[0] = 255
         return x, None if number % 3 == 2 else labels
 
     def refused(self, client: int, number: int) -> bool:
-        """Say whether the toy engine refuses this batch."""
-        return number % REFUSED_ODDS == REFUSED_ODDS - 1
+        """Say whether this batch must be quarantined."""
+        return number % REFUSED_ODDS == REFUSED_ODDS - 1 or (client, number) in self.deadly
 
     def body(self, client: int, number: int) -> bytes:
         """Return the request that carries one batch."""
@@ -51,5 +54,5 @@ class Workload:
 
     def key(self, client: int, number: int) -> str:
         """Return its Idempotency-Key."""
-        named = f"{self.salt}:{self.seed}:{client}:{number}"
+        named = f"{self.seed}:{client}:{number}"
         return hashlib.sha256(named.encode()).hexdigest()[:32]
