@@ -199,11 +199,17 @@ class Settings(BaseSettings):
         return settings._checked()
 
     def _checked(self) -> Self:
-        """Return these settings, if each that was made is known to the preset.
+        """Return these settings, if they fit each other.
 
         Raises:
-            SettingsError: naming setting and preset.
+            SettingsError: naming the setting and what it contradicts.
         """
+        most = self.redis_maxmemory_bytes // 2
+        if self.redis_url is None and self.preset == "default" and self.replay_bytes > most:
+            raise SettingsError(
+                f"{PREFIX}REPLAY_BYTES: expected at most {most}, half of "
+                f"{PREFIX}REDIS_MAXMEMORY_BYTES, got {self.replay_bytes}"
+            )
         for name in FOREIGN[self.preset]:
             if getattr(self, name) != type(self).model_fields[name].default:
                 other = "paper" if self.preset == "default" else "default"
