@@ -121,12 +121,6 @@ SUBJECTS: dict[str, tuple[Write, Read]] = {
     "archive": (archive, read_archive),
 }
 each_subject = pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS.keys())
-BROKEN = {
-    "checkpoints": "the name of the folder itself is not fsynced",
-    "snapshots": "the name of the folder itself is not fsynced",
-    "decisions": "a line with a hole is taken for a damaged one",
-}
-"""What is known to be wrong."""
 
 
 @pytest.fixture(autouse=True)
@@ -162,15 +156,7 @@ def verdicts(trace: Trace, read: Read, tmp_path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "subject",
-    [
-        pytest.param(subject, id=name, marks=[pytest.mark.xfail(reason=BROKEN[name])])
-        if name in BROKEN
-        else pytest.param(subject, id=name)
-        for name, subject in SUBJECTS.items()
-    ],
-)
+@each_subject
 def test_no_power_cut_takes_what_was_done(
     tmp_path: Path, trace: Trace, subject: tuple[Write, Read]
 ) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from service.errors import CorruptState, Misused
+from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.store import directory, names
 from service.store.append import Submission
@@ -20,9 +22,11 @@ from service.store.read import Log
 from service.store.resync import REASON, Loss, check_joined, settle, survey
 from service.worker import loop
 from service.worker.checkpoints import Checkpoints
+from service.worker.learning import Learning
 from service.worker.step import Progress, RecentBatches
 from tests.conftest import MakeSettings
 from tests.log_entries import append_all, batches, claimed, digest
+from tests.toy_engine import ToyEngines
 from tests.toy_learning import learn_all, newest
 
 STREAM = batches(60)
@@ -362,3 +366,25 @@ async def test_an_append_between_looking_and_writing_makes_it_look_again(
     assert raced == 2
     assert found.server.get(names.ACCEPTED) == b"49"
     assert stream_facts(found.server)[0] == 49
+
+
+async def test_a_damaged_end_of_the_archive_can_be_given_up(made: Settings) -> None:
+    found = await damaged(made, Case(lambda _: None, (), 0, 0))
+    (segment,) = (made.state_dir / "archive").glob("*.segment")
+    content = bytearray(segment.read_bytes())
+    content[-1] ^= 1
+    segment.write_bytes(content)
+
+    with pytest.raises(CorruptState, match="--accept-loss 1`"):
+        learn_all(made)
+    worker = Learning(made, ToyEngines(), str(made.redis_url), WorkerMetrics(CollectorRegistry()))
+    worker.fence.claim(0)
+    worker.load()
+    loss = worker.loss()
+    loss.check(1)
+    worker.close_way_back(loss.position)
+    settle(worker.fence, loss)
+    worker.close()
+
+    assert learn_all(made).progress.consumed == ACCEPTED
+    assert found.server.get(names.ACCEPTED) == b"50"

@@ -110,7 +110,10 @@ class Decisions:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return []
-        return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+        if lines and b"\0" in lines[-1]:  # room that a crash left unfilled: JSON has no such byte
+            del lines[-1]
+        return lines
 
     def _read(self, line: bytes) -> Decision:
         where = f"line {len(self._all) + 1} of {self._path}"

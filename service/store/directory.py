@@ -103,6 +103,14 @@ def write(
     return StoredDirectory(path, dict(facts), files)
 
 
+def make(path: Path) -> None:
+    """Have a directory whose name is on disk, and those it lies in."""
+    if not path.exists():
+        make(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_directory(path.parent)
+
+
 def open_directory(path: Path) -> StoredDirectory:
     """Return the directory at `path`; its files are checked when they are read.
 

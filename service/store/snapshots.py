@@ -64,7 +64,7 @@ class SnapshotWriter:
 
     def __init__(self, state_dir: Path) -> None:
         self._root = state_dir / "snapshots"
-        self._root.mkdir(parents=True, exist_ok=True)
+        directory.make(self._root)
         directory.remove_temporaries(self._root)
         self.version = max(_versions(self._root), default=0)
         """The version published last; 0 before the first."""

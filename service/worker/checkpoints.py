@@ -75,7 +75,7 @@ class Checkpoints:
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.state_dir / "checkpoints"
-        self._root.mkdir(parents=True, exist_ok=True)
+        directory.make(self._root)
         directory.remove_temporaries(self._root)
         self._most_kept = settings.checkpoints_kept
         self._environment = environment(settings)

@@ -79,7 +79,9 @@ class Custody:
             """Say whether a batch is among those learned last."""
             return state.recent.step_of(batch_id) is not None
 
-        return survey(self._fence, _mark(oldest), _mark(state.progress), learned)
+        archived = None if self._archive is None else self._archive.last
+        gone = min(_mark(oldest), archived or _mark(oldest), key=lambda mark: mark.number)
+        return survey(self._fence, gone, _mark(state.progress), learned)
 
     def begin_archive_anew(self) -> None:
         """Put the archive aside: what follows does not join it."""
