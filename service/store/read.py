@@ -128,13 +128,8 @@ class Log:
             consumed: number of the entry there.
             outcomes: of the entries since the checkpoint before.
         """
-
-        def queue(pipe: Pipeline) -> None:
-            pipe.hset(names.PROGRESS, mapping={"position": position, "consumed": consumed})
-            for outcome in outcomes:
-                queue_record(pipe, outcome.status, outcome.member)
-
-        self._fence.write(queue)
+        progress: dict[Any, Any] = {"position": position, "consumed": consumed}
+        self._fence.write(partial(_tell, progress, outcomes))
         forget_old(self._fence)
 
     def tell_state(self, state: str, problem: str = "") -> None:
@@ -145,3 +140,9 @@ class Log:
 
 def _keep(one: SetAside, pipe: Pipeline) -> None:
     pipe.hsetnx(names.QUARANTINE, one.position, one.to_record())
+
+
+def _tell(progress: dict[Any, Any], outcomes: Sequence[Outcome], pipe: Pipeline) -> None:
+    pipe.hset(names.PROGRESS, mapping=progress)
+    for outcome in outcomes:
+        queue_record(pipe, outcome.status, outcome.member)
