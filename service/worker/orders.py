@@ -90,10 +90,19 @@ class Orders:
     def _resync(self, command: Command) -> str:
         """Go on without entries that the log has lost, if they are as many as was accepted."""
         learning = self._learning
-        learning.load()
-        loss = learning.loss()
-        loss.check(int(command.arguments["accept_loss"]))
-        if loss.closes_way_back:
-            learning.close_way_back(loss.position)
-        settle(learning.fence, loss)
-        return f"{loss.ahead} entries that were never learned are given up"
+        if not learning.judge.has_followed(command.id):
+            learning.load()
+            loss = learning.loss()
+            loss.check(int(command.arguments["accept_loss"]))
+            if loss.closes_way_back:
+                learning.close_way_back(loss.position)
+            settle(learning.fence, loss)
+            self._record(command, f"lost: {loss.ahead} entries not learned, {loss.behind} learned")
+        return "learning goes on without the entries that are missing"
+
+    def _record(self, command: Command, reason: str) -> None:
+        """Leave a decision that sets nothing aside, for whoever asks later what happened."""
+        number = self._learning.progress.consumed
+        self._learning.judge.decide(
+            Decision(kind="skip", after=number, until=number, reason=reason, command=command.id)
+        )
