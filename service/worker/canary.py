@@ -18,7 +18,7 @@ import numpy as np
 from service.engine.protocol import Array, Engine, Label, MemberId, Prediction, Tensors
 from service.store.entry import Entry
 
-MOST = 100
+MOST = 64
 """Most samples kept."""
 MOST_BYTES = 4 * 2**20
 """Most bytes of them, as every checkpoint holds them; but never fewer than `FEWEST` samples."""

@@ -17,7 +17,7 @@ from service.engine.protocol import Engine, Tensors
 from service.store.entry import Entry
 from service.worker.canary import Canary, Measure
 
-EVERY = 20
+EVERY = 25
 """Entries between two looks."""
 CONFIRM = 10
 """Entries after which harm that was seen must still be there."""
