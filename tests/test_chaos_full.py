@@ -128,7 +128,7 @@ def test_with_checkpoints_on_a_full_disk_the_worker_waits_and_goes_on(
 def test_with_redis_memory_full_batches_are_refused_before_redis_refuses_and_taken_again(
     tmp_path: Path, binary: Path
 ) -> None:
-    settings = chaos_settings(tmp_path, redis_maxmemory_bytes=64 * 2**20)
+    settings = chaos_settings(tmp_path, redis_maxmemory_bytes=64 * 2**20, replay_bytes=16 * 2**20)
     big = Workload(schema="image:32x32x3", fewest=64, most=64)
 
     with load(settings, big, binary=binary) as run:

@@ -20,8 +20,9 @@ from service.engine.protocol import Array, EngineState, Labels, Members, Observe
 from service.errors import CorruptState, SettingsError, StateDirectoryBusy
 from service.inputs import InputSchema
 from service.settings import Settings
+from service.store import records
 from service.store.entry import Entry
-from service.worker import loop
+from service.worker import loop, step
 from tests.toy_engine import ToyEngine, ToyEngines
 
 EXIT_CODES = {SettingsError: 2, CorruptState: 65, StateDirectoryBusy: 75}
@@ -79,12 +80,21 @@ class TrustsTheLog(ToyEngines):
         Entry.from_fields = from_fields  # type: ignore[method-assign]
 
 
+class RemembersFew(ToyEngines):
+    """With it, a worker soon keeps as many batches' ids and records as it ever will."""
+
+    def __init__(self, step_s: float) -> None:
+        super().__init__(step_s)
+        records.SHARE, step.RECENT = 0.01, 1000
+
+
 FLAWS = {
     "none": ToyEngines,
     "generator": ForgetsTheGenerator,
     "memory": ForgetsTheMemory,
     "checksum": TrustsTheLog,
     "mortal": Mortal,
+    "brief": RemembersFew,
 }
 
 

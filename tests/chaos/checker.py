@@ -8,11 +8,10 @@ without ever being interrupted. The toy engine's bytes change with any batch los
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from service.engine.protocol import Engines, EntryRefused
+from service.engine.protocol import Engines
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store.decisions import Decisions
-from service.worker.step import RECENT
 from tests.chaos.clients import Acked, RetryingClient
 from tests.chaos.parts import newest_checkpoint
 from tests.chaos.workload import Workload
@@ -33,6 +32,8 @@ class Verdict:
     """Acknowledged, and neither learned nor quarantined."""
     doubled: int
     """Entries consumed beyond those acknowledged."""
+    innocent: int
+    """Quarantined because the worker was killed three times while it learned them."""
     same_state: bool
     """Whether the state is that of an engine that was never interrupted."""
     violations: list[str] = field(default_factory=list)
@@ -54,33 +55,37 @@ def check(
         engines: of the worker; None for the toy's.
     """
     checkpoint = newest_checkpoint(settings)
-    progress = checkpoint.progress
-    acked = [one for client in clients for one in client.acked]
-    refused = sum(workload.refused(one.client, one.number) for one in acked)
+    progress, decisions = checkpoint.progress, Decisions(settings.state_dir)
+    acked = sorted((one for client in clients for one in client.acked), key=_place)
+    batches = list(enumerate(acked, start=1))
+    set_aside = {
+        one.batch_id
+        for number, one in batches
+        if workload.refused(one.client, one.number) or decisions.skips(number)
+    }
     recent = {row.tobytes().hex() for row in checkpoint.recent["ids"]}
-    newest = sorted(acked, key=_place)[-RECENT // 2 :]
-    lost = sum(
-        one.batch_id not in recent for one in newest if not workload.refused(one.client, one.number)
-    )
-    expected = _uninterrupted(settings, workload, acked, engines or ToyEngines())
+    newest = {one.batch_id for one in acked[-len(recent) // 2 :]}
+    learnable = [pair for pair in batches if pair[1].batch_id not in set_aside]
+    expected = _uninterrupted(settings, workload, learnable, engines or ToyEngines())
     verdict = Verdict(
         acked=len(acked),
         consumed=progress.consumed,
         learned=progress.learned,
         quarantined=progress.quarantined,
         repeated=progress.repeated,
-        lost=lost,
+        lost=len(newest - set_aside - recent),
         doubled=progress.consumed - len(acked),
+        innocent=len(decisions) - len(workload.deadly),
         same_state=digest(checkpoint.state) == expected,
     )
     wrong = {
         "lost": verdict.lost,
         "trained twice": verdict.doubled,
         "in the log twice": verdict.repeated,
-        "quarantined besides the refused": verdict.quarantined - refused,
-        "learned besides the acknowledged": verdict.learned - (len(acked) - refused),
+        "quarantined without a reason": verdict.quarantined - len(set_aside),
+        "learned besides the acknowledged": verdict.learned - len(learnable),
         "ids given twice": len(acked) - len({one.batch_id for one in acked}),
-        "decisions nobody asked for": len(Decisions(settings.state_dir)) - len(workload.deadly),
+        "rollbacks": len(decisions.rollbacks(since=0)),
         "other bytes than an uninterrupted run": int(not verdict.same_state),
     }
     verdict.violations.extend(f"{what}: {count}" for what, count in wrong.items() if count)
@@ -88,19 +93,14 @@ def check(
 
 
 def _uninterrupted(
-    settings: Settings, workload: Workload, acked: Sequence[Acked], engines: Engines
+    settings: Settings, workload: Workload, batches: Sequence[tuple[int, Acked]], engines: Engines
 ) -> str:
-    """Return the digest of an engine that got these batches in the order of the log."""
+    """Return the digest of an engine that got these batches, each with its number in the log."""
     schema = InputSchema.parse(workload.schema)
     engine = engines.create(settings, schema)
-    for entry_number, one in enumerate(sorted(acked, key=_place), start=1):
-        if (one.client, one.number) in workload.deadly:
-            continue
+    for entry_number, one in batches:
         x, labels = workload.arrays(one.client, one.number)
-        try:
-            engine.observe(entry_number, schema.canonical(x), labels)
-        except EntryRefused:
-            continue
+        engine.observe(entry_number, schema.canonical(x), labels)
     return digest(engine.dump())
 
 

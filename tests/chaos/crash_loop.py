@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from service.engine.protocol import Engines
 from tests.chaos.checker import Verdict, check
 from tests.chaos.clients import Prober, RetryingClient, finish_all
-from tests.chaos.parts import TOY_WORKER, Part, Service, chaos_settings
+from tests.chaos.parts import TOY_API, TOY_WORKER, Part, Service, chaos_settings
 from tests.chaos.workload import Workload
 
 SHARES = {"worker": 0.5, "api": 0.25, "redis": 0.25}
@@ -24,8 +25,6 @@ SHARE_SOON = 0.2
 TICK_S = 0.005
 SOON_S = 0.2
 """A kill that follows so soon need not wait for a worker to learn."""
-AWAKE_S = 4.0
-"""By when a worker learns, or has nothing to go on from."""
 OBSERVE_AGAIN_S, PREDICT_AGAIN_S = 5.0, 15.0
 """Promised times after a restart (R18)."""
 
@@ -42,8 +41,14 @@ class Plan:
     shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
     gap_s: float = 0.6
     """Mean time between kills."""
+    pause_s: float = 0.0
+    """Between two batches of a client."""
     worker: Sequence[str] = TOY_WORKER
-    new_key_per_try: bool = False
+    api: Sequence[str] = TOY_API
+    awake_s: float = 4.0
+    """By when a worker learns, or has nothing to go on from."""
+    engines: Engines | None = None
+    """Those of the worker; None for the toy's."""
     workload: Workload = field(default_factory=Workload)
 
     def victims(self) -> list[tuple[float, str]]:
@@ -104,9 +109,9 @@ def crash_loop(
     home.mkdir(parents=True, exist_ok=True)
     settings = chaos_settings(home, **options)
     started_at = time.monotonic()
-    with Service(settings, binary, worker=plan.worker) as service:
+    with Service(settings, binary, worker=plan.worker, api=plan.api) as service:
         clients = [
-            RetryingClient(n, settings.port, plan.workload, new_key_per_try=plan.new_key_per_try)
+            RetryingClient(n, settings.port, plan.workload, pause_s=plan.pause_s)
             for n in range(plan.clients)
         ]
         prober = Prober(settings.port, service.api, plan.workload)
@@ -118,7 +123,7 @@ def crash_loop(
         prober.finish()
         prober.join()
         ended = service.stop()
-    verdict = check(settings, plan.workload, clients)
+    verdict = check(settings, plan.workload, clients, engines=plan.engines)
     report = _report(clients, prober, verdict, kills, time.monotonic() - started_at)
     report.violations += service.unexpected
     report.violations += [f"{n} ended with {code}" for n, (code, _) in ended.items() if code]
@@ -142,7 +147,9 @@ def _kill(
         service.tend()
         if kills.total() < plan.kills and time.monotonic() >= due_at:
             gap_s, name = victims[kills.total()]
-            if gap_s < SOON_S or name != "worker" or _learns(service.worker):
+            if gap_s >= SOON_S and name == "worker" and not _learns(service.worker, plan):
+                due_at = time.monotonic() + gap_s / 4  # not always right after it began
+            else:
                 service.parts[name].kill()
                 kills[name] += 1
                 due_at = time.monotonic() + gap_s
@@ -154,9 +161,9 @@ def _kill(
     return kills
 
 
-def _learns(worker: Part) -> bool:
+def _learns(worker: Part, plan: Plan) -> bool:
     """Say whether a worker has come so far that killing it proves something."""
-    return b'"restored"' in worker.said() or time.monotonic() > worker.started_at + AWAKE_S
+    return b'"restored"' in worker.said() or time.monotonic() > worker.started_at + plan.awake_s
 
 
 def _report(

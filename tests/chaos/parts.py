@@ -25,6 +25,7 @@ from service.worker.checkpoints import Checkpoint, Checkpoints
 
 ROOT = Path(__file__).parents[2]
 TOY_WORKER = ("-m", "tests.toy_worker", "0")
+TOY_API = ("-m", "tests.toy_api")
 STOP_S = 30.0
 """Longest wait for a part that was asked to end."""
 
@@ -157,7 +158,7 @@ class Service:
         binary: Path,
         *,
         worker: Sequence[str] = TOY_WORKER,
-        api: Sequence[str] = ("-m", "tests.toy_api"),
+        api: Sequence[str] = TOY_API,
         redis_options: Mapping[str, str] | None = None,
         redis_at: Settings | None = None,
     ) -> None:

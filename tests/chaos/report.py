@@ -17,6 +17,7 @@ def table(report: Report) -> Table:
         "lost": str(verdict.lost),
         "trained twice": str(verdict.doubled + verdict.repeated),
         "learned + quarantined": f"{verdict.learned} + {verdict.quarantined}",
+        "killed three times while learned": f"{verdict.innocent} (quarantined)",
         "bit-equal to an uninterrupted run": "yes" if verdict.same_state else "NO",
         "answers of /observe": statuses,
         "/observe p50, p99": "{:.0f}, {:.0f} ms".format(*report.observe_ms),

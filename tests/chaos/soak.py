@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from service.store import names
 from service.store.link import connect
 from tests.chaos.checker import Verdict, check
 from tests.chaos.clients import Prober, RetryingClient, finish_all
-from tests.chaos.parts import Service, chaos_settings
+from tests.chaos.parts import TOY_WORKER, Service, chaos_settings
 from tests.chaos.workload import Workload
 
 WARM_UP_SHARE = 0.4
@@ -21,7 +22,11 @@ EVERY_S = 1.0
 MOST_MB_PER_MINUTE = 2.0
 MOST_DESCRIPTORS = 5
 """By which the number of open files may differ."""
+MOST_ENTRIES = 1000
+"""Of the log that may be left for the oldest checkpoint kept, once all is learned."""
 CLIENTS = 2
+LONG_S = 900.0
+"""By when all records that are ever kept are there; a shorter soak has a worker that keeps few."""
 PAUSE_S = 0.02
 """Between two batches of a client: steady, not as much as it takes."""
 
@@ -80,9 +85,16 @@ def soak(
 ) -> Soaked:
     """Return what grew in worker, API and Redis during so many seconds of load."""
     home.mkdir(parents=True, exist_ok=True)
-    settings = chaos_settings(home, checkpoint_interval_s=1.0, snapshot_interval_s=1.0)
+    settings = chaos_settings(
+        home,
+        checkpoint_interval_s=1.0,
+        snapshot_interval_s=1.0,
+        redis_maxmemory_bytes=64 * 2**20,  # so that its share of records is reached
+        replay_bytes=16 * 2**20,
+    )
     workload = Workload(seed=seed)
-    with Service(settings, binary) as service:
+    worker = TOY_WORKER if seconds > LONG_S else (*TOY_WORKER, "brief")
+    with Service(settings, binary, worker=worker) as service:
         clients = [
             RetryingClient(n, settings.port, workload, pause_s=PAUSE_S) for n in range(CLIENTS)
         ]
@@ -104,6 +116,8 @@ def soak(
         seconds=seconds, verdict=verdict, grown=grown, redis_left=left, redis_mb=redis_mb
     )
     found.violations = [*verdict.violations, *service.unexpected, *prober.found.failures]
+    if (entries := left["log"]) > MOST_ENTRIES:
+        found.violations.append(f"{entries} entries left in the log")
     found.violations += [problem for name, one in grown.items() for problem in _problems(name, one)]
     return found
 
@@ -145,6 +159,7 @@ def _left(redis: Any) -> tuple[dict[str, int], float]:  # noqa: ANN401  redis-py
     for name in redis.scan_iter(count=1000):
         kind = name.decode().split(":")[2]
         kinds[kind] = kinds.get(kind, 0) + 1
+    kinds |= {"log": redis.xlen(names.LOG), "replay": redis.hlen(names.REPLAY)}
     return kinds, redis.info("memory")["used_memory"] / 2**20
 
 

@@ -14,9 +14,6 @@ from service.inputs import InputSchema
 from service.store.entry import encode
 from tests.toy_worker import DEADLY
 
-REFUSED_ODDS = 50
-"""One in so many batches must be quarantined."""
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -27,6 +24,8 @@ class Workload:
     fewest: int = 1
     most: int = 128
     """Samples in a batch: 64 bytes to 8 KB, most of them small."""
+    refused_odds: int = 50
+    """One in so many batches must be quarantined by the toy engine; 0 for none."""
     deadly: frozenset[tuple[int, int]] = frozenset()
     """Client and number of batches that kill the worker each time it learns them."""
 
@@ -46,7 +45,8 @@ class Workload:
 
     def refused(self, client: int, number: int) -> bool:
         """Say whether this batch must be quarantined."""
-        return number % REFUSED_ODDS == REFUSED_ODDS - 1 or (client, number) in self.deadly
+        odds = self.refused_odds
+        return (odds > 0 and number % odds == odds - 1) or (client, number) in self.deadly
 
     def body(self, client: int, number: int) -> bytes:
         """Return the request that carries one batch."""

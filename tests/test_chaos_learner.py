@@ -1,0 +1,53 @@
+"""The real learner, killed at random moments: the same bytes as a run that was never interrupted.
+
+The promise is for a CPU with one thread; the reference learns in this process.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.store.server import bundled_binary
+from tests.chaos.crash_loop import PREDICT_AGAIN_S, Plan, crash_loop
+from tests.chaos.report import show
+from tests.chaos.workload import Workload
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+
+BUSY = 3
+LEARNER: dict[str, Any] = {
+    "capacity": 500,
+    "budget": 8,
+    "statistics_bytes": 2**20,
+    "false_expansion_probability": 0.5,
+    "false_expansion_horizon": 300,
+    "worker_threads": 1,
+    "device": "cpu",
+}
+"""Preset `default`, small, and eager to expand."""
+
+
+def test_ten_kills_leave_the_real_learner_bit_equal(tmp_path: Path) -> None:
+    from service.engine.levit import LevitEngines
+
+    plan = Plan(
+        kills=10,
+        seed=3,
+        clients=2,
+        pause_s=0.5,
+        gap_s=1.5,
+        awake_s=60.0,
+        worker=("-m", "service", "worker"),
+        api=("-m", "service", "api"),
+        shares={"worker": 0.6, "api": 0.2, "redis": 0.2},
+        workload=Workload(fewest=4, most=8, refused_odds=0),
+        engines=LevitEngines(threads=1),
+    )
+
+    report = crash_loop(plan, tmp_path, bundled_binary(), **LEARNER)
+
+    show(report)
+    assert report.violations == []
+    assert report.kills.total() == 10
+    assert report.predict_again_s < BUSY * PREDICT_AGAIN_S
