@@ -16,7 +16,7 @@ SLOW := crash or soak or browser
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-fast lint clean
+.PHONY: help install demo bench test test-fast soak lint clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ bench: install ## Every number of README and bench/RESULTS.md; hours, goes on wh
 
 test-fast: lint ## Like test, without crash, soak and browser tests
 	$(PYTEST) -n 2 -m "not ($(SLOW))"
+
+soak: install ## Break it for an hour: 600 kills of worker, API and Redis, then 30 minutes of load; every batch is counted
+	$(BIN)/python -m tests.chaos --kills 600 --soak 1800
 
 lint: install ## Style, import contracts, docstrings, types, dependencies
 	$(BIN)/ruff check .

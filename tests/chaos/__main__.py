@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from service.store.server import find_binary
 from tests.chaos import report, soak
 from tests.chaos.crash_loop import Plan, crash_loop
+from tests.chaos.throughput import throughput
 
 ACKS_PER_KILL = 65
 
@@ -21,12 +22,13 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     options.add_argument("--kills", type=int, default=0, help="SIGKILLs of worker, API and Redis")
     options.add_argument("--soak", type=float, default=0, help="seconds of undisturbed load")
+    options.add_argument("--throughput", type=float, default=0, help="seconds of batches of 196 KB")
     options.add_argument("--seed", type=int, default=0, help="of batches, victims and moments")
     options.add_argument("--redis", type=Path, default=None, help="the server; unset: as `levit`")
     options.add_argument("--keep", action="store_true", help="leave the files for a look")
     chosen = options.parse_args()
-    if not chosen.kills and not chosen.soak:
-        options.error("expected --kills or --soak")
+    if not chosen.kills and not chosen.soak and not chosen.throughput:
+        options.error("expected --kills, --soak or --throughput")
     console = Console(stderr=True)
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
     binary = chosen.redis or find_binary()
@@ -36,6 +38,10 @@ def main() -> int:
         violations += _kill(chosen.kills, chosen.seed, home / "kills", binary)
     if chosen.soak:
         violations += _soak(chosen.soak, chosen.seed, home / "soak", binary)
+    if chosen.throughput:
+        found = throughput(chosen.throughput, home / "throughput", binary)
+        report.say(str(found))
+        violations += found.violations
     if not chosen.keep and not violations:
         shutil.rmtree(home)
     return 1 if violations else 0

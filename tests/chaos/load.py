@@ -72,11 +72,12 @@ class Load:
 
 
 @contextmanager
-def load(
+def load(  # noqa: PLR0913  each is named at the call
     settings: Settings,
     workload: Workload,
     *,
     binary: Path | None = None,
+    clients: int = CLIENTS,
     new_key_per_try: bool = False,
     redis_at: Settings | None = None,
     worker: Sequence[str] = TOY_WORKER,
@@ -87,6 +88,7 @@ def load(
         settings: of the service.
         workload: what is sent.
         binary: the Redis server; None for the bundled one.
+        clients: how many post.
         new_key_per_try: a mistake of theirs, for negative controls.
         redis_at: whose state directory holds Redis; None for that of the service.
         worker: arguments to Python.
@@ -96,7 +98,7 @@ def load(
         until_up(settings.port)
         posting = [
             RetryingClient(n, settings.port, workload, new_key_per_try=new_key_per_try)
-            for n in range(CLIENTS)
+            for n in range(clients)
         ]
         prober = Prober(settings.port, service.api, workload)
         under = Load(service, posting, prober, workload)
