@@ -36,6 +36,7 @@ from bench import command
 from service.client import Client
 from service.engine.levit import LevitEngines
 from service.engine.protocol import Array
+from service.errors import SettingsError
 from service.inputs import InputSchema
 from service.metrics import WorkerMetrics
 from service.settings import Settings
@@ -84,9 +85,18 @@ def measure(x: Array, y: Array, *, batch: int, threads: int, turns: int) -> Resu
 
 
 def _settings(threads: int, **places: object) -> Settings:
-    """Return what all three ways obey."""
+    """Return what all three ways obey.
+
+    Raises:
+        SettingsError: a Redis was named, which these batches would fill.
+    """
     fixed = {"device": "cpu", "worker_threads": threads, "worker_metrics_port": 0}
-    return Settings.read(max_backlog=10**9, **fixed, **places)
+    settings = Settings.read(max_backlog=10**9, **fixed, **places)
+    if settings.redis_url is not None:
+        raise SettingsError(
+            "LEVIT_REDIS_URL: expected none, as this writes to a server of its own; unset it"
+        )
+    return settings
 
 
 def _direct(batches: Batches, threads: int) -> float:
@@ -185,6 +195,7 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=3, help="turns of direct and drain")
     options.add_argument("--threads", type=int, default=1, help="CPU threads of the learner")
     chosen = options.parse_args()
+    _settings(chosen.threads)  # refuses before the data are read
     data = command.data_of(chosen, samples=chosen.samples)
     x, y = data.x_train, data.y_train.astype(np.int64)
     if len(x) <= max(chosen.batch):

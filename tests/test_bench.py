@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from bench import report, results, run, streams
+from bench import command, report, results, run, streams, throughput
 from bench.arrivals import Arrive, Plan, Stream, blurred, gradual, in_file_order, in_turn, split
 from bench.cli import parsed
 from bench.command import NotMeasured
@@ -518,3 +518,11 @@ def _result(seed: int, accuracy: float = 0.5) -> Result:
     told: Outcome = replace(outcome, accuracy=accuracy, novelty=[(10, 0.5), (20, 1.5)])
     row = Row(stream="s", method="m", options={"capacity": 7}, seed=seed)
     return Result(row=row, machine="a machine", outcome=told)
+
+
+def test_throughput_refuses_to_fill_a_redis_of_yours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEVIT_REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setattr(sys, "argv", ["throughput", "--data", "digits"])
+
+    with pytest.raises(SystemExit, match="LEVIT_REDIS_URL: expected none"):
+        command.run(throughput.main)
