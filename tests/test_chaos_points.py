@@ -1,16 +1,10 @@
 """A worker dies right before each named durable step in turn: the state is as if none had."""
 
-import json
-import subprocess
-import sys
-from typing import Any
-
 import pytest
 
 from service.engine.protocol import EntryRefused
 from service.settings import Settings
-from service.supervisor import child_environment
-from tests.chaos.parts import ROOT
+from tests.chaos.points import points_of
 from tests.chaos.report import say
 from tests.conftest import MakeSettings
 from tests.log_entries import SCHEMA, append_all, batches, digest, refused_batch
@@ -33,16 +27,21 @@ def expected_digest(url: str) -> str:
     return digest(engine.dump())
 
 
-async def test_killed_before_each_named_step_it_ends_in_the_state_of_an_uninterrupted_run(
-    settings: MakeSettings, redis_server: str
-) -> None:
+async def filled(settings: MakeSettings) -> tuple[Settings, str]:
+    """Fill the log; return settings for it and the digest that every worker must end with."""
     made = settings(checkpoint_interval_s=0.02, snapshot_interval_s=0.02, log_archive=True)
     stream = batches(ENTRIES, n=3)
     stream[2::8] = [refused_batch()] * len(stream[2::8])
     await append_all(made, stream)
-    expected = expected_digest(redis_server)
+    return made, expected_digest(str(made.redis_url))
 
-    told = run_points(made)
+
+async def test_killed_before_each_named_step_it_ends_in_the_state_of_an_uninterrupted_run(
+    settings: MakeSettings,
+) -> None:
+    made, expected = await filled(settings)
+
+    told = points_of(made)
 
     points = sorted({one["point"] for one in told} - {""})
     say(f"{len(told) - 1} deaths at {len(points)} points:\n" + "\n".join(points))
@@ -52,14 +51,13 @@ async def test_killed_before_each_named_step_it_ends_in_the_state_of_an_uninterr
     assert [one for one in told if one["digest"] != expected] == []
 
 
-def run_points(settings: Settings) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.points"],
-        env=child_environment(settings),
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    (settings.state_dir.parent / "points.log").write_bytes(done.stderr)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+async def test_control_a_worker_that_forgets_its_generator_ends_in_another_state(
+    settings: MakeSettings,
+) -> None:
+    made, expected = await filled(settings)
+
+    undisturbed, *deaths = points_of(made, "generator", "fsync /checkpoints")
+
+    assert undisturbed["digest"] == expected
+    assert [one["died"] for one in deaths] == [True] * len(deaths)
+    assert any(one["digest"] != expected for one in deaths)

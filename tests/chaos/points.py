@@ -1,11 +1,12 @@
-"""Kill a worker right before each of its durable steps, by name: `python -m tests.chaos.points`.
+"""Kill a worker before each of its durable steps: `python -m tests.chaos.points [KIND [POINT...]]`.
 
 Every fsync, rename, link, removal, counted attempt and Redis write of a worker is a point; its name
 says what it touches. First a worker is watched to learn which points there are. Then, for each
 point and each n, a worker begins the same log anew, dies at the n-th time it comes there, and a
 second one goes on from what is left to the end. This process imports everything once and forks the
 workers. Settings come from the environment, the log lies in their Redis; one line of JSON per death
-goes to standard output.
+goes to standard output. KIND is `levit`, the real learner, or says what those that go on are like:
+a flaw of `tests.toy_worker` makes a negative control. With POINTs, only these are tried.
 """
 
 import json
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,10 +26,12 @@ from service.engine.protocol import Engines
 from service.settings import Settings
 from service.store import fence, names
 from service.store.link import connect
+from service.supervisor import child_environment
 from service.worker import loop
-from tests.chaos.parts import counts, newest_checkpoint
+from tests.chaos.parts import ROOT, counts, newest_checkpoint
 from tests.log_entries import digest
 from tests.toy_engine import ToyEngines
+from tests.toy_worker import FLAWS
 
 NTH = (1, 3)
 OFTEN = 6
@@ -108,11 +112,11 @@ class Bench:
         self._dumps = {name: self._redis.dump(name) for name in self._redis.scan_iter()}
         self._entries, _ = counts(str(settings.redis_url))
 
-    def run(self) -> Iterator[dict[str, Any]]:
-        """Yield what became of each death: `{point, nth, died, digest}`."""
+    def run(self, *only: str) -> Iterator[dict[str, Any]]:
+        """Yield what became of each death, `{point, nth, died, digest}`; all points, or some."""
         found = self._watch()
         yield {"point": "", "nth": 0, "died": False, "digest": self._digest()}
-        for point in sorted(found):
+        for point in only or sorted(found):
             for nth in NTH:
                 if nth > 1 and found[point] < OFTEN:
                     continue
@@ -169,12 +173,36 @@ class Bench:
             os._exit(code)
 
 
-def main() -> None:
-    """Run with the toy engine."""
-    for one in Bench(Settings.read(), ToyEngines(STEP_S), after=ToyEngines()).run():
+def points_of(settings: Settings, *arguments: str) -> list[dict[str, Any]]:
+    """Return what this file tells when it is run as a process with these settings."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos.points", *arguments],
+        env=child_environment(settings) | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def engines_of(kind: str) -> tuple[Engines, Engines]:
+    """Return the engines of those that die, and of those that go on."""
+    if kind != "levit":
+        return ToyEngines(STEP_S), FLAWS[kind](0.0)
+    from service.engine.levit import LevitEngines
+
+    real = LevitEngines(threads=1)
+    return real, real
+
+
+def main(kind: str = "none", *points: str) -> None:
+    """Write what became of each death."""
+    engines, after = engines_of(kind)
+    for one in Bench(Settings.read(), engines, after=after).run(*points):
         sys.stdout.write(json.dumps(one) + "\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
