@@ -209,9 +209,12 @@ class AdaptiveLEViT(AdaptiveParts):
         counts.spent += spent
 
     def _feel_present(self, answer: Answer, y_B: Tensor, rows_L: Tensor) -> None:
-        """Let the read-outs that forget learn, and decide whether they overrule the past."""
+        """Let the read-outs that forget learn, and decide whether they overrule the past.
+
+        Without density models nothing tells which samples are of the present: then they never do.
+        """
         mixture, encoded = self.mixture, answer.encoded
-        if mixture.recent is None or len(rows_L) == 0:
+        if mixture.recent is None or self.training is None or len(rows_L) == 0:
             return
         features_BF = recent_features(encoded.smooth_BS, encoded.view_BV)[rows_L]
         mixture.recent = mixture.recent.learned(

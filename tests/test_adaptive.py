@@ -331,3 +331,15 @@ def test_learner_knows_the_classes_of_before_the_change(name: str) -> None:
     right = torch.tensor([a == b for a, b in zip(levit.predict(x).labels, y.tolist(), strict=True)])
 
     assert right.double().mean() > 0.95
+
+
+@pytest.mark.parametrize(("budget", "overruled"), [(0.0, False), (8.0, True)])
+def test_present_overrules_only_where_density_models_tell_its_samples(
+    monkeypatch: pytest.MonkeyPatch, budget: float, overruled: bool
+) -> None:
+    monkeypatch.setattr(Recent, "overrules", lambda *_, **__: True)
+    levit = AdaptiveLEViT(tiny((6,), budget=budget))
+
+    _learned(levit, steps=20)
+
+    assert levit.mixture.overruled is overruled
