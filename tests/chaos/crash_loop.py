@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.engine.protocol import Engines
+from service.engine.protocol import Array, Engines
 from tests.chaos.checker import Verdict, check
 from tests.chaos.clients import Prober, RetryingClient, finish_all
 from tests.chaos.parts import TOY_API, TOY_WORKER, Part, Service, chaos_settings
@@ -85,7 +85,7 @@ class Report:
     predict_again_s: float
     """Longest time from the start of an API to an answer of /predict."""
     observe_again_s: float
-    """Longest time without a 202."""
+    """Longest time from the start of an API that was not killed meanwhile to a 202."""
     violations: list[str]
 
 
@@ -124,7 +124,7 @@ def crash_loop(
         prober.join()
         ended = service.stop()
     verdict = check(settings, plan.workload, clients, engines=plan.engines)
-    report = _report(clients, prober, verdict, kills, time.monotonic() - started_at)
+    report = _report(clients, prober, service.api, verdict, kills, time.monotonic() - started_at)
     report.violations += service.unexpected
     report.violations += [f"{n} ended with {code}" for n, (code, _) in ended.items() if code]
     return report
@@ -169,6 +169,7 @@ def _learns(worker: Part, plan: Plan) -> bool:
 def _report(
     clients: Sequence[RetryingClient],
     prober: Prober,
+    api: Part,
     verdict: Verdict,
     kills: Counter[str],
     seconds: float,
@@ -194,9 +195,19 @@ def _report(
         observe_ms=_percentiles([s for client in clients for s in client.latencies_s]),
         predict_ms=_percentiles(found.latencies_s),
         predict_again_s=max(found.restarts_s, default=0.0),
-        observe_again_s=float(np.diff(acked_at).max(initial=0.0)),
+        observe_again_s=_longest_start(api.starts, acked_at),
         violations=violations,
     )
+
+
+def _longest_start(starts: Sequence[float], acked_at: Array) -> float:
+    """Return the longest time from a start to the next acknowledgement before the next start."""
+    took_s = [0.0]
+    for start, following in zip(starts, [*starts[1:], np.inf], strict=True):
+        first = np.searchsorted(acked_at, start)
+        if first < len(acked_at) and acked_at[first] < following:
+            took_s.append(float(acked_at[first]) - start)
+    return max(took_s)
 
 
 def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:

@@ -43,9 +43,14 @@ class Part:
         self._process: subprocess.Popen[bytes] | None = None
         self.life = 0
         """Raised by each start and each kill; odd while it is meant to run."""
-        self.started_at = 0.0
+        self.starts: list[float] = []
+        """Monotonic seconds."""
         self.expected_to_die = False
         self._log_start = 0
+
+    @property
+    def started_at(self) -> float:
+        return self.starts[-1]
 
     @property
     def pid(self) -> int:
@@ -120,7 +125,7 @@ class Part:
     def _came(self) -> None:
         self.life += 1
         self.expected_to_die = False
-        self.started_at = time.monotonic()
+        self.starts.append(time.monotonic())
 
     def _goes(self) -> None:
         if not self.expected_to_die:
