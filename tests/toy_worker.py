@@ -1,18 +1,15 @@
-"""A worker process with the toy engine: `python -m tests.toy_worker STEP_S [FLAW [DIE_AT]]`.
+"""A worker process with the toy engine: `python -m tests.toy_worker STEP_S [FLAW]`.
 
 It reads its settings from the environment as `levit worker` does. A FLAW makes it a negative
-control: a worker with that mistake must not reach the state of one without. With DIE_AT it kills
-itself right before its so many-th step towards something durable (an fsync, rename or link).
+control: a worker with that mistake must not reach the state of one without.
 """
 
 import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -98,30 +95,9 @@ FLAWS = {
 }
 
 
-def die_at(count: int) -> None:
-    """Kill this process right before its `count`-th durable step."""
-    left = count
-
-    def counted(action: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any) -> Any:  # noqa: ANN401
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return action(*arguments)
-
-        return wrapped
-
-    os.fsync = counted(os.fsync)
-    for name in ("rename", "replace", "hardlink_to", "unlink"):
-        setattr(Path, name, counted(getattr(Path, name)))
-
-
-def main(step_s: str, flaw: str = "none", count: str | None = None) -> int:
+def main(step_s: str, flaw: str = "none") -> int:
     """Run the worker; return its exit code."""
     loop.SHARE = 0.5  # many checkpoints, as their moments are what is tested
-    if count is not None:
-        die_at(int(count))
     try:
         return loop.run(Settings.read(), FLAWS[flaw](float(step_s)))
     except tuple(EXIT_CODES) as error:
