@@ -4,8 +4,8 @@
 
 (Genest & Zidek 1986). The weights maximise the likelihood of held-out labels; the problem is convex
 with one weight per part, so that a few hundred samples decide it. Ours: weights per domain, drawn
-towards those of all, and the step back to the best single part where the pool is not clearly right
-more often.
+towards those of all, and the step back to what is simpler (from a domain to the pool of all, from
+that to the best single part) where the pool is not clearly right more often.
 Dimension key: H held-out samples, M parts, K classes, B batch.
 """
 
@@ -18,7 +18,7 @@ LOWEST = -30.0
 """Log-probability below which a part's opinion counts as this, and of a class it does not know."""
 _ROUNDS = 40
 _PRIOR = 2.0  # strength that draws weights towards where they start, in samples' information
-_CLEARLY = 1.0  # standard deviations by which the pool must beat the best single part
+_CLEARLY = 1.0  # standard deviations by which a pool must beat what is simpler than it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,17 @@ def fitted_pool(logp_MHK: Tensor, y_H: Tensor, start_M: Tensor | None = None) ->
     Args:
         logp_MHK: log-probabilities of each part.
         y_H: the true classes.
-        start_M: weights to start from and to be drawn towards; default: equal ones that sum to 1.
+        start_M: weights of a wider pool, to be drawn towards and to keep unless others are clearly
+            right more often; default: equal ones, and the best single part is kept.
     """
     logp_MHK = logp_MHK.clamp_min(LOWEST).double()
     M = len(logp_MHK)
     anchor_M = torch.full((M,), 1 / M).double() if start_M is None else start_M.double()
-    return Pool(_unspoiled(_likeliest(logp_MHK, y_H, anchor_M), logp_MHK, y_H).float())
+    weight_M = _likeliest(logp_MHK, y_H, anchor_M)
+    plain_M = _best_part(logp_MHK, y_H) if start_M is None else anchor_M
+    gained_H = _right(weight_M, logp_MHK, y_H).int() - _right(plain_M, logp_MHK, y_H).int()
+    clearly = gained_H.sum() > _CLEARLY * gained_H.abs().sum() ** 0.5
+    return Pool((weight_M if clearly or len(y_H) == 0 else plain_M).float())
 
 
 def _likeliest(logp_MHK: Tensor, y_H: Tensor, anchor_M: Tensor) -> Tensor:
@@ -87,18 +92,15 @@ def _likelihood(
     return float(loss), (mean_MH - own_MH).sum(1) + drawn_M, hessian_MM + _PRIOR * eye_MM
 
 
-def _unspoiled(weight_M: Tensor, logp_MHK: Tensor, y_H: Tensor) -> Tensor:
-    """Return the weights if they are right clearly more often than the best part, else that part.
-
-    Alone it keeps a weight that calibrates it.
-    """
-    right_H = torch.einsum("m,mhk->hk", weight_M, logp_MHK).argmax(1) == y_H
-    single_MH = logp_MHK.argmax(2) == y_H
-    best = int(single_MH.sum(1).argmax())
-    gained_H = right_H.int() - single_MH[best].int()
-    if len(y_H) == 0 or gained_H.sum() > _CLEARLY * gained_H.abs().sum() ** 0.5:
-        return weight_M
-    alone_M = torch.zeros_like(weight_M)
+def _best_part(logp_MHK: Tensor, y_H: Tensor) -> Tensor:
+    """Return weights of 0 for all parts but the one most often right; its own calibrates it."""
+    best = int((logp_MHK.argmax(2) == y_H).sum(1).argmax())
     sure_M = torch.ones(1, dtype=torch.float64)
+    alone_M = torch.zeros(len(logp_MHK), dtype=torch.float64)
     alone_M[best] = _likeliest(logp_MHK[best : best + 1], y_H, sure_M).clamp_min(1e-3).item()
     return alone_M
+
+
+def _right(weight_M: Tensor, logp_MHK: Tensor, y_H: Tensor) -> Tensor:
+    """Return whether each sample is answered right, bool [H]."""
+    return torch.einsum("m,mhk->hk", weight_M, logp_MHK).argmax(1) == y_H
