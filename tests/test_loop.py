@@ -424,7 +424,7 @@ async def test_an_outcome_that_could_not_be_told_is_told_after_a_restart(
     for raw in part.read(count=8, block_ms=10):
         part.learn(raw)
 
-    def away(*_: object) -> None:
+    def away(*_: object, **__: object) -> None:
         raise Unavailable("redis_unavailable", "away")
 
     with monkeypatch.context() as patched:

@@ -78,6 +78,30 @@ def test_a_decision_to_grow_takes_effect_right_after_its_entry(
     assert len(engine.frozen) == 1
 
 
+def test_it_grows_after_an_entry_that_is_set_aside_as_well(
+    engine: ToyEngine, state_dir: Path
+) -> None:
+    decisions = Decisions(state_dir)
+    decisions.add(Decision(kind="skip", after=0, until=1, reason="contradicts"))
+    decisions.add(Decision(kind="expand", after=1, until=1, reason="drift"))
+
+    assert advance(engine, entry(1), decisions, RecentBatches()).state == "quarantined"
+    assert len(engine.frozen) == 1
+
+
+def test_a_batch_that_was_learned_is_not_set_aside_when_it_comes_again(
+    engine: ToyEngine, state_dir: Path
+) -> None:
+    decisions, recent = Decisions(state_dir), RecentBatches()
+    decisions.add(Decision(kind="skip", after=1, until=2, reason="rolled_back"))
+
+    states = [
+        advance(engine, one, decisions, recent).state for one in (entry(1), entry(2, batch=1))
+    ]
+
+    assert states == ["learned", "repeated"]
+
+
 def test_recent_batches_come_back_from_their_arrays() -> None:
     recent, again = RecentBatches(), RecentBatches()
     for number in range(1, 4):

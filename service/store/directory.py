@@ -132,8 +132,12 @@ def open_directory(path: Path) -> StoredDirectory:
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a small file atomically and durably."""
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
-    _write_file(temporary, content)
-    temporary.replace(path)
+    try:
+        _write_file(temporary, content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk is met again and again
+        raise
     fsync_directory(path.parent)
 
 

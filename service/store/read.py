@@ -120,15 +120,27 @@ class Log:
                 released += 1
         return released
 
-    def tell(self, position: str, consumed: int, outcomes: Sequence[Outcome]) -> None:
+    def told(self) -> int:
+        """Return the number of the checkpoint that was told last; 0 before the first."""
+        with redis_errors():
+            return int(self._redis.hget(names.PROGRESS, "checkpoint") or 0)
+
+    def tell(
+        self, position: str, consumed: int, outcomes: Sequence[Outcome], *, checkpoint: int = 0
+    ) -> None:
         """Say what became of entries that are now in a checkpoint; idempotent.
 
         Args:
             position: up to where the checkpoint reaches.
             consumed: number of the entry there.
             outcomes: of the entries since the checkpoint before.
+            checkpoint: its number.
         """
-        progress: dict[Any, Any] = {"position": position, "consumed": consumed}
+        progress: dict[Any, Any] = {
+            "position": position,
+            "consumed": consumed,
+            "checkpoint": checkpoint,
+        }
         self._fence.write(partial(_tell, progress, outcomes))
         forget_old(self._fence)
 

@@ -154,7 +154,11 @@ def survey(fence: Fence, oldest: Mark, reached: Mark, learned: Callable[[str], b
         damaged=damaged,
         dropped=len(damaged) + (len(past) if closes else 0),
         removed=added - length,
-        batches=tuple(one for batch_id, one in queued.items() if batch_id not in here),
+        batches=tuple(
+            one
+            for batch_id, one in queued.items()
+            if batch_id not in here and not learned(batch_id)  # learned and not told yet
+        ),
     )
 
 

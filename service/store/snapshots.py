@@ -108,6 +108,7 @@ class SnapshotWriter:
             summary=asdict(summary),
         )
         facts = {"format": FORMAT, "kind": "snapshot", **asdict(info), "values": state.values}
+        self._remove_unpublished()
         contents, linked = split_frozen(state.frozen, checkpoint)
         if checkpoint is not None and checkpoint.facts["progress"]["position"] == position:
             linked[SERVED] = checkpoint  # one position, one state: the bytes are the same
@@ -119,6 +120,12 @@ class SnapshotWriter:
         for version in _versions(self._root)[:-KEPT]:
             directory.remove(self._root / f"snap-{version}")
         return info
+
+    def _remove_unpublished(self) -> None:
+        """Make room where the disk was full before `current` could name the version."""
+        for version in _versions(self._root):
+            if version > self.version:
+                directory.remove(self._root / f"snap-{version}")
 
 
 class SnapshotReader:

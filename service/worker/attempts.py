@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from service.errors import CorruptState, Unavailable
 from service.store import directory
 
 MOST_DEATHS = 3
@@ -46,14 +47,22 @@ class Attempts:
 
     @contextmanager
     def of(self, number: int) -> Iterator[None]:
-        """Say that an entry is being learned, as long as the context lasts."""
+        """Say that an entry is being learned, as long as the context lasts.
+
+        An exception that nothing in the worker waits out ends the process like a signal: it is left
+        to be counted by the next start.
+        """
         self._write(number)
-        self.running = True
+        self.running, deadly = True, False
         try:
             yield
+        except Exception as error:
+            deadly = not isinstance(error, OSError | Unavailable | CorruptState)
+            raise
         finally:
             self.running = False
-            self._write(0)
+            if not deadly:
+                self._write(0)
 
     def forget_until(self, number: int) -> None:
         """Drop the counts of entries that no restart can meet again."""

@@ -136,8 +136,7 @@ class Checkpoints:
             "settings": self._learner,
             **{name: getattr(checkpoint, name) for name in _PLAIN},
         }
-        path = self._root / f"ckpt-{seq:08}"
-        self.newest = directory.write(path, contents, facts, linked=linked)
+        self.newest = directory.write(self._path(seq), contents, facts, linked=linked)
         ids, epoch = member_ids(state), checkpoint.writer_epoch
         self._kept.append(_Kept(seq, checkpoint.progress, ids, epoch))
         self._drop_old(healthy_until)
@@ -150,6 +149,11 @@ class Checkpoints:
         return sequence(paths[-1]) if paths else 0
 
     @property
+    def current(self) -> int:
+        """Number of the checkpoint that was restored or written last; 0 before the first."""
+        return 0 if self.newest is None else int(self.newest.facts["seq"])
+
+    @property
     def known_epoch(self) -> int:
         """The highest writer epoch among the checkpoints; 0 before the first."""
         return max((kept.epoch for kept in self._kept), default=0)
@@ -158,10 +162,17 @@ class Checkpoints:
         """Return how far the learner was at a checkpoint that is kept, else None."""
         return next((kept.progress for kept in self._kept if kept.seq == seq), None)
 
-    def mark(self, number: int) -> int | None:
-        """Return the newest kept checkpoint that holds nothing behind the entry of that number."""
-        seqs = [kept.seq for kept in self._kept if kept.progress.consumed <= number]
-        return seqs[-1] if seqs else None
+    def look(self, seq: int) -> Checkpoint:
+        """Return a kept checkpoint, only to look at it.
+
+        Raises:
+            CorruptState: a file is missing or not what was written.
+        """
+        return read_checkpoint(self._path(seq))[1]
+
+    def marks(self, number: int) -> list[int]:
+        """Return those kept that hold nothing behind the entry of that number, newest first."""
+        return [kept.seq for kept in reversed(self._kept) if kept.progress.consumed <= number]
 
     def keep_only_newest(self) -> None:
         """Drop all but the newest: there is no way back to the others any more."""
@@ -190,9 +201,9 @@ class Checkpoints:
 
     def _drop_old(self, healthy_until: int) -> None:
         self._give_up_futures()
-        mark = self.mark(healthy_until)
+        mark = self.marks(healthy_until)[:1]
         newest = self._kept[-self._most_kept :]
-        self._kept = [kept for kept in self._kept if kept in newest or kept.seq == mark]
+        self._kept = [kept for kept in self._kept if kept in newest or kept.seq in mark]
         seqs = {kept.seq for kept in self._kept}
         for path in self._paths():
             if sequence(path) not in seqs and sequence(path) < newest[-1].seq:
@@ -205,6 +216,9 @@ class Checkpoints:
             if kept.progress.consumed > reached:
                 self._kept.remove(kept)
             reached = min(reached, kept.progress.consumed)
+
+    def _path(self, seq: int) -> Path:
+        return self._root / f"ckpt-{seq:08}"
 
     def _paths(self) -> list[Path]:
         return sorted(self._root.glob("ckpt-*"), key=sequence)

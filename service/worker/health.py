@@ -48,6 +48,9 @@ class Facts:
     """Number of the entry up to which nothing was wrong."""
     suspect_since: int | None = None
     """Number of the entry at which harm was seen first."""
+    probation_since: int = 0
+    """Number of the last entry before it: those up to there had been found healthy, and which of
+    them are learned again depends on which checkpoint there was."""
     probation_until: int = 0
     """Number of the last entry on probation; 0 outside."""
     trusted_until: int = 0
@@ -71,7 +74,7 @@ class Health:
     def contradiction(self, engine: Engine, entry: Entry) -> str | None:
         """Return why an entry on probation is to be set aside, or None."""
         facts = self.facts
-        if entry.number > facts.probation_until or not facts.looks:
+        if not self._on_probation(entry.number) or not facts.looks:
             return None
         right, of = self.canary.right(engine, entry)
         if of < FEWEST_LABELLED:
@@ -88,7 +91,7 @@ class Health:
         facts = self.facts
         if learned:
             self.canary.add(entry)
-        elif entry.number <= facts.probation_until:
+        elif self._on_probation(entry.number):
             facts.set_aside.append(entry.position)
         if entry.number == facts.probation_until:
             return self._end_probation()
@@ -101,11 +104,12 @@ class Health:
         now = 0.0 if self.last is None else self.last.accuracy
         return f"diverged: accuracy on samples of the past fell from {before:.2f} to {now:.2f}"
 
-    def went_back(self, until: int) -> None:
-        """Begin the probation after a rollback that set aside entries up to that number."""
+    def went_back(self, after: int, until: int) -> None:
+        """Begin the probation after a rollback that set aside entries after + 1 to until."""
         self.facts = Facts(
             looks=self.facts.looks,
             healthy_until=self.facts.healthy_until,
+            probation_since=after,
             probation_until=until + PROBATION,
             drifts=self.facts.drifts,
         )
@@ -118,6 +122,9 @@ class Health:
         """Become what was dumped."""
         self.facts = Facts(**{**dumped["facts"], "looks": [*map(tuple, dumped["facts"]["looks"])]})
         self.canary.load(dumped["canary"], samples)
+
+    def _on_probation(self, number: int) -> bool:
+        return self.facts.probation_since < number <= self.facts.probation_until
 
     def _due(self, number: int) -> bool:
         since = self.facts.suspect_since

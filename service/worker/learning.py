@@ -12,7 +12,7 @@ from typing import Literal
 import structlog
 
 from service.engine.protocol import Engine, Engines
-from service.errors import CorruptState, Unavailable
+from service.errors import Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.store.decisions import Decision
@@ -22,12 +22,13 @@ from service.store.forks import adopt
 from service.store.read import Log, RawEntry
 from service.store.resync import Loss
 from service.store.snapshots import SnapshotWriter
-from service.worker.checkpoints import Checkpoint, Checkpoints, member_ids, sequence
+from service.worker.checkpoints import Checkpoints
 from service.worker.custody import Custody
 from service.worker.judge import Judge
 from service.worker.members import ReplayMembers
 from service.worker.state import WorkerState
 from service.worker.step import Progress, advance, advanced
+from service.worker.way_back import WayBack
 
 Turn = Literal["on", "save", "back"]
 """After an entry: go on, save at once, or read anew from where the learner went back to."""
@@ -52,11 +53,11 @@ class Learning:
         self._snapshots = SnapshotWriter(settings.state_dir)
         self.judge = Judge(settings, metrics)
         self._state = WorkerState()
-        self.unsaved = False
-        """Whether an entry is in no checkpoint yet, or its outcome has not been told."""
-        self._behind = False
-        """Whether a decision to go back is on disk and not followed yet."""
+        self._unsaved = False
+        self._astray = False
+        """Whether to go on from the newest checkpoint, as what is in memory is no whole state."""
         self._members = ReplayMembers(self.fence)
+        self.way_back = WayBack(self.checkpoints, self.judge.decisions, self._log, self._members)
         metrics.checkpoint_age.set_function(self.checkpoints.age_s)
 
     def restore(self) -> None:
@@ -103,10 +104,20 @@ class Learning:
         """
         self._custody.check(self.checkpoints.oldest, self._state)
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether an entry is in no checkpoint yet, or its outcome has not been told."""
+        return self._unsaved and not self._astray
+
+    def catch_up(self) -> None:
+        """Load what the decisions ask for, where something failed before that was done."""
+        if self._astray:
+            self._load_newest()
+            self._unsaved = True
+
     def read(self, *, count: int, block_ms: int) -> list[RawEntry]:
         """Return the next entries of the log, waiting a little for one."""
-        if self._behind:
-            self._follow()
+        self.catch_up()
         return self._log.read(self.progress.position, count=count, block_ms=block_ms)
 
     def learn(self, raw: RawEntry) -> Turn:
@@ -114,25 +125,25 @@ class Learning:
 
         Raises:
             CorruptState: the entry is not what was accepted; nothing was learned.
+            OSError: a decision cannot be written; the next `read` begins at the checkpoint again.
         """
         position, fields = raw
         state, judge = self._state, self.judge
         entry = Entry.from_fields(self.progress.consumed + 1, position, fields)
         engine = state.engine or self._engines.create(self._settings, entry.schema)
         state.engine = engine
+        self._unsaved = self._astray = True
         judge.before(state.health, engine, entry)
-        self.unsaved = True
         with self._metrics.step_duration.time(), judge.attempts.of(entry.number):
             step = advance(engine, entry, judge.decisions, state.recent)
         state.progress = advanced(state.progress, entry, step)
         state.books.enter(entry, step, state.recent)
         if step.report is not None:
-            self._members.new.add(entry, step.report.added)
-            if self._members.new.too_many:
-                self._members.new.keep_only(member_ids(engine.dump()))
+            self._members.take(entry, step.report.added, engine)
         verdict = judge.after(state.health, engine, entry, learned=step.state == "learned")
         if verdict == "diverged":
             return self._go_back_from(entry.number)
+        self._astray = False
         grown = verdict == "drifted" or (step.report is not None and step.report.expanded)
         return "save" if grown else "on"
 
@@ -203,7 +214,7 @@ class Learning:
     def load(self) -> None:
         """Go back to the newest checkpoint, whatever the log is like."""
         self._load_newest()
-        self.unsaved = False
+        self._unsaved = False
 
     def loss(self) -> Loss:
         """Return what the log lacks for going on from here."""
@@ -221,13 +232,11 @@ class Learning:
         """Follow a decision that names a checkpoint; it is on disk before anything else happens.
 
         Raises:
-            CorruptState: neither that checkpoint nor one before it is whole.
-            Unavailable: Redis is away; the next `read` goes on with it.
-            OSError: the disk is full or refuses.
+            OSError, Unavailable: the disk or Redis refuses; the next `read` goes on with it.
         """
         self.judge.decide(decision)
-        self._behind = True
-        self._follow()
+        self._astray = True
+        self.catch_up()
         self.save()
 
     def stopped(self, problem: str) -> None:
@@ -241,51 +250,24 @@ class Learning:
 
     def _load_newest(self) -> bool:
         """Load the newest whole checkpoint; return whether a rollback was still to be followed."""
-        self._state = WorkerState()
+        self._state, self._astray = WorkerState(), True
         self._members.new.clear()
-        paths = list(self.checkpoints.newest_first())
-        for path in paths:
-            try:
-                checkpoint = self.checkpoints.read(path)
-                rollbacks = self.judge.decisions.rollbacks(since=checkpoint.decisions)
-                if any(sequence(path) > seq for seq, _ in rollbacks):
-                    continue  # what it holds was given up
-                self._resume(checkpoint)
-            except CorruptState as error:
-                log.critical("checkpoint_damaged", path=str(path), reason=str(error))
-                self.checkpoints.give_up(path)
-            else:
-                if rollbacks and rollbacks[-1][1].command is None:
-                    self._state.health.went_back(rollbacks[-1][1].until)
-                return bool(rollbacks)
-        # Never begin anew over a state that was learned, however much of the log is there.
-        if paths:
-            raise CorruptState(f"none of {len(paths)} checkpoints can be restored")
-        return False
-
-    def _resume(self, checkpoint: Checkpoint) -> None:
-        members = self._members.of(checkpoint.state)
-        engine = self._engines.restore(self._settings, checkpoint.state, members)
-        self._state = WorkerState.of(checkpoint, engine)
+        self._state, went_back = self.way_back.newest(self._settings, self._engines)
+        self._astray = False
+        return went_back
 
     def _go_back_from(self, number: int) -> Turn:
         healthy_until = self._state.health.facts.healthy_until
-        mark = self.checkpoints.mark(healthy_until)
+        mark = next(filter(self.way_back.is_open, self.checkpoints.marks(healthy_until)), None)
         if mark is None:
             log.error("rollback_impossible", reason="no checkpoint is old enough", number=number)
+            self._astray = False
             return "on"
         reason = self._state.health.harm
         self.go_back(
             Decision(kind="skip", after=healthy_until, until=number, reason=reason, checkpoint=mark)
         )
         return "back"
-
-    def _follow(self) -> None:
-        """Load what the newest decisions ask for; whatever was learned since is given up."""
-        self._load_newest()
-        self._state.books.outcomes.clear()  # they were told
-        self._behind = False
-        self.unsaved = True
 
     def _release(self) -> None:
         """Append what was set aside for a drift to the log again; idempotent."""
@@ -295,6 +277,8 @@ class Learning:
             facts.set_aside = []
 
     def _tell(self) -> None:
-        self._log.tell(self.progress.position, self.progress.consumed, self._state.books.outcomes)
-        self._state.books.outcomes.clear()
-        self.unsaved = False
+        outcomes, progress = self._state.books.outcomes, self.progress
+        seq = self.checkpoints.current
+        self._log.tell(progress.position, progress.consumed, outcomes, checkpoint=seq)
+        outcomes.clear()
+        self._unsaved = False

@@ -98,13 +98,15 @@ class Worker:
         """Give up the entry that is being learned, if one is; also a signal handler.
 
         Raises:
-            StepAbandoned: out of the engine, which is then as before the entry.
+            StepAbandoned: out of the step, so that nothing since the checkpoint is saved.
         """
         if self._learning.judge.attempts.running:
             raise StepAbandoned
 
     def run(self) -> None:
         """Learn until `stop`; then everything learned is in a checkpoint, if Redis is there.
+
+        After a step that was abandoned nothing is saved: its end may have been reached by half.
 
         Raises:
             CorruptState: the log or what it must fit is damaged; a human decides.

@@ -6,7 +6,7 @@ evicted again before it.
 
 from collections.abc import Sequence
 
-from service.engine.protocol import Array, EngineState, Label, MemberId, Members
+from service.engine.protocol import Array, Engine, EngineState, Label, MemberId, Members
 from service.store.entry import Entry
 from service.store.fence import Fence
 from service.store.replay import ReplayStore
@@ -68,6 +68,12 @@ class ReplayMembers:
             CorruptState: one of them is not stored, or not what was written.
         """
         return self._store.fetch([(number, index) for number, index in state.members.tolist()])
+
+    def take(self, entry: Entry, indexes: Sequence[int], engine: Engine) -> None:
+        """Add samples of an entry that `engine` has just learned."""
+        self.new.add(entry, indexes)
+        if self.new.too_many:
+            self.new.keep_only(member_ids(engine.dump()))
 
     def put(self, state: EngineState) -> None:
         """Store those new samples that a state names."""

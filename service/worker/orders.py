@@ -65,9 +65,12 @@ class Orders:
         learning, seq = self._learning, int(command.arguments["checkpoint"])
         drop = command.arguments["mode"] == "drop"
         if not learning.judge.has_followed(command.id):
+            learning.catch_up()
             mark = learning.checkpoints.kept(seq)
             if mark is None:
                 raise Misused(f"expected the number of a kept checkpoint, got {seq}")
+            if not learning.way_back.is_open(seq):
+                raise Misused(f"checkpoint {seq} is damaged; nothing was changed")
             until = learning.progress.consumed if drop else mark.consumed
             learning.go_back(
                 Decision(
@@ -84,7 +87,10 @@ class Orders:
 
     def _pin(self, command: Command) -> str:
         seq, name = int(command.arguments["checkpoint"]), str(command.arguments["name"])
-        made = pin(self._settings.state_dir, seq, name, self._learning.fence)
+        try:
+            made = pin(self._settings.state_dir, seq, name, self._learning.fence)
+        except OSError as error:  # nothing was decided: learning need not wait for the disk
+            raise Misused(f"checkpoint {seq} cannot be pinned: {error}") from None
         return f"checkpoint {seq} is kept as {name}: {made.bytes} bytes"
 
     def _resync(self, command: Command) -> str:

@@ -78,20 +78,12 @@ def advance(engine: Engine, entry: Entry, decisions: Decisions, recent: RecentBa
         decisions: what was decided about entries by number.
         recent: the batches learned last; this one joins them when it is learned.
     """
-    reason = decisions.skips(entry.number)
-    if reason is not None:
-        return Step(state="quarantined", reason=reason)
-    if recent.step_of(entry.batch_id) is not None:
-        return Step(state="repeated")
-    try:
-        report = engine.observe(entry.number, entry.x, entry.labels)
-    except EntryRefused as refusal:
-        return Step(state="quarantined", reason=str(refusal))
-    recent.add(entry.batch_id, report.step)
-    if decisions.expands(entry.number):
+    step = _taken(engine, entry, decisions, recent)
+    if decisions.expands(entry.number):  # after an entry that was set aside, too
         engine.expand()
-        report = replace(report, expanded=True)
-    return Step(state="learned", report=report)
+        if step.report is not None:
+            step = replace(step, report=replace(step.report, expanded=True))
+    return step
 
 
 def advanced(before: Progress, entry: Entry, step: Step) -> Progress:
@@ -103,3 +95,17 @@ def advanced(before: Progress, entry: Entry, step: Step) -> Progress:
         quarantined=before.quarantined + (step.state == "quarantined"),
         repeated=before.repeated + (step.state == "repeated"),
     )
+
+
+def _taken(engine: Engine, entry: Entry, decisions: Decisions, recent: RecentBatches) -> Step:
+    if recent.step_of(entry.batch_id) is not None:  # first: what was learned is not set aside
+        return Step(state="repeated")
+    reason = decisions.skips(entry.number)
+    if reason is not None:
+        return Step(state="quarantined", reason=reason)
+    try:
+        report = engine.observe(entry.number, entry.x, entry.labels)
+    except EntryRefused as refusal:
+        return Step(state="quarantined", reason=str(refusal))
+    recent.add(entry.batch_id, report.step)
+    return Step(state="learned", report=report)
