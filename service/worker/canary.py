@@ -47,6 +47,8 @@ class Measure:
     """0 to 1."""
     loss: float
     """Mean negative log-probability of the true class, nats."""
+    samples: int
+    """How many had a say."""
 
 
 class Canary:
@@ -101,7 +103,8 @@ class Canary:
             return None
         p_C = p_CK[np.arange(len(true_C)), true_C][have_a_say_C]
         loss = -np.log(np.maximum(p_C, 1e-12)).mean()
-        return Measure(float(right_C[have_a_say_C].mean()), float(loss))
+        accuracy = float(right_C[have_a_say_C].mean())
+        return Measure(accuracy, float(loss), int(have_a_say_C.sum()))
 
     def right(self, engine: Engine, entry: Entry) -> tuple[int, int]:
         """Return how many samples of settled classes `engine` answers right, and of how many."""

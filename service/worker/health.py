@@ -25,8 +25,8 @@ PROBATION = 200
 """Entries after a rollback that decide between a burst and a drift."""
 TRUSTED = 1000
 """Entries after a drift for which nothing is rolled back; twice as many after each further one."""
-LOST_ACCURACY = 0.1
-"""Fall of the canary's accuracy that is harm."""
+LOST_ACCURACY, STANDARD_ERRORS = 0.1, 3.0
+"""Fall of the canary's accuracy that is harm, if it is so many standard errors too."""
 LOSS_FACTOR, LOSS_STEP = 5.0, 0.5
 """A loss above so many times its median, and by so many nats more, is harm, too."""
 COMPARED = 8
@@ -160,10 +160,10 @@ class Health:
             return False
         accuracy = statistics.median(accuracy for accuracy, _ in looks)
         loss = statistics.median(loss for _, loss in looks)
-        worse = measure.loss > max(LOSS_FACTOR * loss, loss + LOSS_STEP)
-        return (
-            not math.isfinite(measure.loss) or worse or measure.accuracy <= accuracy - LOST_ACCURACY
-        )
+        error = math.sqrt(accuracy * (1 - accuracy) / measure.samples)
+        fell = accuracy - measure.accuracy >= max(LOST_ACCURACY, STANDARD_ERRORS * error)
+        unsure = measure.loss > max(LOSS_FACTOR * loss, loss + LOSS_STEP)
+        return fell or unsure or not math.isfinite(measure.loss)
 
     def _end_probation(self) -> Verdict:
         """Return `drifted` if most entries contradicted, or the harm is still there."""
