@@ -10,8 +10,9 @@ from service.worker.attempts import Attempts
 def die_during(state_dir: Path, number: int) -> None:
     """Leave the files as a worker that is killed in the middle of an entry."""
     attempts = Attempts(state_dir)
-    with attempts.of(number):
+    with pytest.raises(OSError, match="unwound"), attempts.of(number):
         left = (state_dir / "attempt").read_bytes()
+        raise OSError("unwound")
     attempts.close()
     (state_dir / "attempt").write_bytes(left)
 
@@ -53,6 +54,16 @@ def test_a_death_between_entries_counts_for_none(state_dir: Path) -> None:
     attempts.close()
 
     assert [Attempts(state_dir).deaths(number) for number in (0, 7, 8)] == [0, 0, 0]
+
+
+def test_an_entry_that_is_learned_after_all_is_cleared_for_good(state_dir: Path) -> None:
+    die_during(state_dir, 7)
+    attempts = Attempts(state_dir)
+    with attempts.of(7):
+        pass
+    attempts.close()
+
+    assert Attempts(state_dir).deaths(7) == 0
 
 
 def test_counts_that_no_restart_can_need_are_forgotten(state_dir: Path) -> None:

@@ -38,7 +38,7 @@ class Attempts:
         text = os.pread(self._file, _WIDTH, 0).strip()
         if died_at := int(text) if text.isdigit() else 0:
             self._deaths[died_at] = self._deaths.get(died_at, 0) + 1
-            directory.replace_file(self._counts_path, json.dumps(self._deaths).encode())
+            self._write_counts()
             self._write(0)
 
     def deaths(self, number: int) -> int:
@@ -50,12 +50,17 @@ class Attempts:
         """Say that an entry is being learned, as long as the context lasts.
 
         An exception that nothing in the worker waits out ends the process like a signal: it is left
-        to be counted by the next start.
+        to be counted by the next start. An entry that is learned after all is cleared of them.
+
+        Raises:
+            OSError: the disk is full or refuses.
         """
         self._write(number)
         self.running, deadly = True, False
         try:
             yield
+            if self._deaths.pop(number, 0):
+                self._write_counts()
         except Exception as error:
             deadly = not isinstance(error, OSError | Unavailable | CorruptState)
             raise
@@ -78,6 +83,9 @@ class Attempts:
         except FileNotFoundError:
             return {}
         return {int(number): deaths for number, deaths in counts.items()}
+
+    def _write_counts(self) -> None:
+        directory.replace_file(self._counts_path, json.dumps(self._deaths).encode())
 
     def _write(self, number: int) -> None:
         os.pwrite(self._file, str(number).ljust(_WIDTH).encode(), 0)

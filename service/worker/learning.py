@@ -133,14 +133,15 @@ class Learning:
         engine = state.engine or self._engines.create(self._settings, entry.schema)
         state.engine = engine
         self._unsaved = self._astray = True
-        judge.before(state.health, engine, entry)
-        with self._metrics.step_duration.time(), judge.attempts.of(entry.number):
-            step = advance(engine, entry, judge.decisions, state.recent)
-        state.progress = advanced(state.progress, entry, step)
-        state.books.enter(entry, step, state.recent)
-        if step.report is not None:
-            self._members.take(entry, step.report.added, engine)
-        verdict = judge.after(state.health, engine, entry, learned=step.state == "learned")
+        with judge.attempts.of(entry.number):
+            judge.before(state.health, engine, entry)
+            with self._metrics.step_duration.time():
+                step = advance(engine, entry, judge.decisions, state.recent)
+            state.progress = advanced(state.progress, entry, step)
+            state.books.enter(entry, step, state.recent)
+            if step.report is not None:
+                self._members.take(entry, step.report.added, engine)
+            verdict = judge.after(state.health, engine, entry, learned=step.state == "learned")
         if verdict == "diverged":
             return self._go_back_from(entry.number)
         self._astray = False

@@ -57,7 +57,7 @@ class Orders:
             case "pin":
                 return self._pin(command)
             case "resync":
-                return self._resync(command)
+                return self._resync(command, held=held)
             case _:
                 assert_never(command.kind)
 
@@ -93,12 +93,14 @@ class Orders:
             raise Misused(f"checkpoint {seq} cannot be pinned: {error}") from None
         return f"checkpoint {seq} is kept as {name}: {made.bytes} bytes"
 
-    def _resync(self, command: Command) -> str:
+    def _resync(self, command: Command, *, held: bool) -> str:
         """Go on without entries that the log has lost, if they are as many as was accepted."""
         learning = self._learning
         if not learning.judge.has_followed(command.id):
             learning.load()
             loss = learning.loss()
+            if held and loss.total == 0:  # an attempt before ended in the middle
+                return "nothing is missing any more; learning goes on"
             loss.check(int(command.arguments["accept_loss"]))
             if loss.closes_way_back:
                 learning.close_way_back(loss.position)
