@@ -14,8 +14,9 @@ import pytest
 from service.errors import CorruptState
 from service.store import segment, segments
 from service.store.archive import Archive, Mark, archive_until
-from service.store.ranges import CHUNK, RawEntry
+from service.store.ranges import CHUNK
 from service.store.segment import Record
+from service.store.stream_ids import RawEntry
 
 
 def record(number: int, *, size: int = 40) -> Record:

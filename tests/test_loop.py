@@ -19,9 +19,10 @@ from service.store.append import Appender
 from service.store.entry import BatchStatus
 from service.store.fence import Fence
 from service.store.link import connect
-from service.store.read import START, Log, RawEntry
+from service.store.read import Log
 from service.store.replay import ReplayStore
 from service.store.snapshots import SnapshotReader
+from service.store.stream_ids import START, RawEntry
 from service.worker import loop, members
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from service.worker.learning import Learning, Turn
@@ -29,6 +30,7 @@ from service.worker.loop import Pace, Worker
 from tests.conftest import MakeSettings
 from tests.log_entries import append_all, batches, digest, refused_batch
 from tests.toy_engine import ToyEngines
+from tests.toy_learning import StopsWhenIdle
 from tests.toy_worker import ForgetsTheGenerator, ForgetsTheMemory
 
 
@@ -49,15 +51,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def entries_in(url: str) -> list[RawEntry]:
     return Log(Fence(url)).read(START, count=1000, block_ms=10)
-
-
-class StopsWhenIdle(Worker):
-    """A worker that ends once everything in the log is in a checkpoint."""
-
-    def _idle(self) -> None:
-        super()._idle()
-        if not self._learning.unsaved:
-            self.stop()
 
 
 def learn_all(settings: Settings, engines: Engines | None = None) -> Checkpoint:

@@ -15,9 +15,10 @@ from service.store.fence import Fence
 from service.store.forks import adopt, export_snapshot, fork
 from service.store.link import connect
 from service.store.pins import pin, unpin
-from service.store.read import START, Log
+from service.store.read import Log
 from service.store.replay import ReplayStore
 from service.store.snapshots import SnapshotReader
+from service.store.stream_ids import START
 from service.worker import checkpoints as checkpoints_module
 from service.worker import loop
 from service.worker.checkpoints import Checkpoints

@@ -27,21 +27,13 @@ from service.store.history import History
 from service.store.link import connect
 from service.worker import loop
 from service.worker.checkpoints import Checkpoint, Checkpoints
-from service.worker.loop import Pace, Worker
+from service.worker.loop import Pace
 from tests.conftest import MakeSettings
 from tests.log_entries import append_all, batches, refused_batch
 from tests.toy_engine import ToyEngines
+from tests.toy_learning import StopsWhenIdle
 
 Levit = Callable[..., Result]
-
-
-class StopsWhenIdle(Worker):
-    """A worker that ends once everything in the log is in a checkpoint."""
-
-    def _idle(self) -> None:
-        super()._idle()
-        if not self._learning.unsaved:
-            self.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,9 @@ from service.store.append import Appender
 from service.store.aside import SetAside
 from service.store.entry import BatchStatus, Entry
 from service.store.link import connect
-from service.store.read import START, Log, Outcome
+from service.store.read import Log, Outcome
 from service.store.replay import ReplayStore
+from service.store.stream_ids import START
 from service.store.stream_schema import StreamSchema
 from tests.log_entries import SCHEMA, claimed, submission
 

@@ -16,13 +16,11 @@ from pathlib import Path
 from service.errors import CorruptState
 from service.store import segment
 from service.store.directory import fsync_directory
-from service.store.ranges import RawEntry
 from service.store.segment import Record
 from service.store.segments import Tail, first_number, read_segments, segments
+from service.store.stream_ids import START, RawEntry, order
 
 DIRECTORY = "archive"
-START = "0-0"
-"""The position before the first entry."""
 OFF_FOR_A_WHILE = "if the archive was off for a while, move its folder away"
 """What may explain entries that are missing between archive and log."""
 
@@ -142,7 +140,7 @@ class Archive:
             return False
         here = record.number < number
         reached = START if last is None else last.position
-        before = _order(record.position) <= _order(reached)
+        before = order(record.position) <= order(reached)
         if here == before and record.number <= number:
             return here
         raise CorruptState(
@@ -199,8 +197,3 @@ def _entries(last: Mark | None, read: ReadRange, target: Mark) -> Iterator[Recor
             f"counted {at.number} up to {at.position}, the oldest there is {oldest}; "
             f"{OFF_FOR_A_WHILE}"
         )
-
-
-def _order(position: str) -> tuple[int, int]:
-    milliseconds, _, sequence = position.partition("-")
-    return int(milliseconds), int(sequence)

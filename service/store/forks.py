@@ -24,9 +24,9 @@ from service.store.directory import TEMPORARY, StoredDirectory
 from service.store.fence import Fence
 from service.store.link import redis_errors
 from service.store.numbering import renumber
-from service.store.read import START
 from service.store.replay import ReplayStore
 from service.store.snapshots import POINTER, SnapshotReader
+from service.store.stream_ids import START
 from service.store.stream_schema import StreamSchema
 
 ORIGIN = "origin"

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service.errors import IncompleteHistory, Unavailable
-from service.store.archive import DIRECTORY, START
+from service.store.archive import DIRECTORY
 from service.store.entry import Entry
 from service.store.link import connect
 from service.store.ranges import END, newest_number, read_range
 from service.store.segment import Record
 from service.store.segments import read_segments
+from service.store.stream_ids import START
 
 
 class History:

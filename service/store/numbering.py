@@ -14,15 +14,10 @@ from redis.exceptions import WatchError
 from service.store import names
 from service.store.fence import Fence
 from service.store.link import lost_connection, redis_errors
+from service.store.stream_ids import order
 
 FIRST = "0-1"
 """The lowest id that an entry can have."""
-
-
-def order(position: str) -> tuple[int, int]:
-    """Return what positions are sorted by."""
-    milliseconds, _, sequence = position.partition("-")
-    return int(milliseconds), int(sequence)
 
 
 def stream_facts(redis: Any) -> tuple[int, int, str]:  # noqa: ANN401  redis-py's types are a union

@@ -15,6 +15,7 @@ from service.store import names
 from service.store.aside import GONE, SetAside, queue_again
 from service.store.entry import BatchStatus
 from service.store.link import connect_async, redis_answers, transaction
+from service.store.stream_ids import order
 
 ATTEMPTS = 5
 """How often a transaction that lost a race is tried before the client is told to retry."""
@@ -104,9 +105,9 @@ class Quarantine:
         async with redis_answers():
             fields = await self._redis.hkeys(names.QUARANTINE)
             reached = await self._redis.hget(names.PROGRESS, "position") or b"0-0"
-        first, last = _order(after), _order(reached.decode())
-        positions = sorted((field.decode() for field in fields), key=_order)
-        positions = [position for position in positions if first < _order(position) <= last]
+        first, last = order(after), order(reached.decode())
+        positions = sorted((field.decode() for field in fields), key=order)
+        positions = [position for position in positions if first < order(position) <= last]
         for start in range(0, len(positions), CHUNK):
             chunk = positions[start : start + CHUNK]
             async with redis_answers(), self._redis.pipeline(transaction=False) as pipe:
@@ -165,8 +166,3 @@ def _queue_drop(one: SetAside, pipe: Any) -> None:  # noqa: ANN401  redis-py's t
     pipe.hset(names.QUARANTINE, one.position, GONE)
     status, lifetime_s = _dropped(one).to_record(), names.RECORD_LIFETIME_S
     pipe.set(names.batch(one.batch_id), status, ex=lifetime_s)
-
-
-def _order(position: str) -> tuple[int, int]:
-    milliseconds, _, sequence = position.partition("-")
-    return int(milliseconds), int(sequence)

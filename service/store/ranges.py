@@ -10,14 +10,12 @@ import redis
 
 from service.store import names
 from service.store.link import redis_errors
+from service.store.stream_ids import RawEntry
 
 CHUNK = 8
 """Entries read at once: at most 64 MiB of the largest bodies."""
 END = "+"
 """The position behind every entry."""
-
-RawEntry = tuple[str, dict[bytes, bytes]]
-"""Position and fields as they lie in the stream, unchecked."""
 
 
 def read_range(connection: redis.Redis, after: str, last: str) -> tuple[int, list[RawEntry]]:

@@ -18,9 +18,7 @@ from service.store.entry import BatchStatus
 from service.store.fence import Fence
 from service.store.link import redis_errors
 from service.store.records import forget_old, queue_record
-
-START = "0-0"
-"""The position before the first entry."""
+from service.store.stream_ids import START, RawEntry, following
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +38,6 @@ class Outcome:
 
 
 _NO_STREAM = {"entries-added": 0, "length": 0}
-
-RawEntry = tuple[str, dict[bytes, bytes]]
-"""Position and fields as they lie in the stream, unchecked."""
 
 
 class Log:
@@ -78,9 +73,8 @@ class Log:
         """Drop the entries up to and with `position`, where nobody needs them any more."""
         if position == self._trimmed:
             return
-        milliseconds, _, sequence = position.partition("-")
-        following = f"{milliseconds}-{int(sequence) + 1}"
-        self._fence.write(lambda pipe: pipe.xtrim(names.LOG, minid=following, approximate=False))
+        minid = following(position)
+        self._fence.write(lambda pipe: pipe.xtrim(names.LOG, minid=minid, approximate=False))
         self._trimmed = position
 
     def gap(self, trimmed: int, consumed: int) -> int:

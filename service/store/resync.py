@@ -18,9 +18,9 @@ from service.store.archive import Mark
 from service.store.entry import BatchStatus, Entry
 from service.store.fence import Fence
 from service.store.link import redis_errors
-from service.store.numbering import order, renumber, stream_facts
-from service.store.ranges import CHUNK, RawEntry
-from service.store.read import START
+from service.store.numbering import renumber, stream_facts
+from service.store.ranges import CHUNK
+from service.store.stream_ids import START, RawEntry, following, order
 
 RECORDS = 1000
 """Records read at once."""
@@ -186,9 +186,7 @@ def settle(fence: Fence, loss: Loss) -> None:
         if loss.damaged:
             pipe.xdel(names.LOG, *loss.damaged)
         if loss.closes_way_back:
-            milliseconds, sequence = order(loss.position)
-            following = f"{milliseconds}-{sequence + 1}"
-            pipe.xtrim(names.LOG, minid=following, approximate=False)
+            pipe.xtrim(names.LOG, minid=following(loss.position), approximate=False)
 
     renumber(fence, count, queue, above=loss.position)
 

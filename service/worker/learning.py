@@ -19,9 +19,10 @@ from service.store.decisions import Decision
 from service.store.entry import Entry
 from service.store.fence import Fence
 from service.store.forks import adopt
-from service.store.read import Log, RawEntry
+from service.store.read import Log
 from service.store.resync import Loss
 from service.store.snapshots import SnapshotWriter
+from service.store.stream_ids import RawEntry
 from service.worker.checkpoints import Checkpoints
 from service.worker.custody import Custody
 from service.worker.judge import Judge

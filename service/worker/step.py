@@ -13,6 +13,7 @@ import numpy as np
 from service.engine.protocol import Engine, EntryRefused, ObserveReport, Tensors
 from service.store.decisions import Decisions
 from service.store.entry import Entry
+from service.store.stream_ids import START
 
 RECENT = 50_000
 """Learned batches whose ids are remembered, so that one that comes twice is learned once."""
@@ -22,7 +23,7 @@ RECENT = 50_000
 class Progress:
     """How far the learner has come; consumed = learned + quarantined + repeated."""
 
-    position: str = "0-0"
+    position: str = START
     consumed: int = 0
     learned: int = 0
     quarantined: int = 0
