@@ -10,13 +10,14 @@ DATA ?= digits
 
 VENV := .venv
 BIN := $(VENV)/bin
+AUDIT := .venv-audit
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH_STAMP := $(VENV)/.torch-$(shell printf '%s' '$(TORCH) $(TORCH_INDEX)' | cksum | cut -d ' ' -f 1)
 SLOW := crash or soak or browser
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-fast soak lint clean
+.PHONY: help install demo bench test test-fast soak lint sbom audit clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,8 +50,16 @@ lint: install ## Style, import contracts, docstrings, types, dependencies
 	$(BIN)/mypy
 	$(BIN)/deptry .
 
+sbom: install ## Write deploy/sbom.json, the bill of materials, again after a lock changed
+	$(BIN)/python -m tests.sbom > deploy/sbom.json
+
+audit: $(AUDIT)/.installed ## Look up what is known of every locked package; fails where that cannot be reached
+	echo '$(TORCH)' | $(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps -r /dev/stdin
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements-dev.lock
+
 clean: ## Remove the environment, caches and the demo's files; ./levit-state stays
-	rm -rf $(VENV) demo-state demo.png demo.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* *.egg-info
+	rm -rf $(VENV) $(AUDIT) demo-state demo.png demo.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* *.egg-info
 
 $(TORCH_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "make: Python 3.11 or newer is needed; try make PYTHON=python3.12")'
@@ -66,4 +75,9 @@ $(VENV)/.locked: requirements.lock requirements-dev.lock $(TORCH_STAMP)
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.locked
 	$(PIP) install --no-deps -e .
+	@touch $@
+
+$(AUDIT)/.installed: requirements-audit.lock
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements-audit.lock
 	@touch $@

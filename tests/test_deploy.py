@@ -23,7 +23,6 @@ DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/levit.json").read_
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]] + [
     annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]
 ]
-LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 
 def metrics_in(query: str) -> set[str]:
@@ -142,24 +141,6 @@ def test_the_image_is_built_apart_and_runs_as_nobody() -> None:
     assert set(re.findall(rf"{PREFIX}(\w+)=", final)) <= {
         name.upper() for name in Settings.model_fields
     }
-
-
-@pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_pins_every_package_with_its_hashes(lock: str) -> None:
-    text = re.sub(r"^#.*\n", "", (ROOT / lock).read_text(), flags=re.MULTILINE)
-    packages = re.split(r"\n(?=\S)", text.strip())
-    pinned = re.compile(r"[\w.-]+==\S+(?: ; [^\\]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+")
-
-    assert [package for package in packages if not pinned.fullmatch(package)] == []
-
-
-def test_torch_is_in_no_lock_and_the_same_version_everywhere() -> None:
-    locked = "\n".join((ROOT / lock).read_text() for lock in LOCKS)
-    version = re.search(r"^TORCH \?= (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-
-    assert not re.search(r"^torch==", locked, re.MULTILINE)
-    assert version is not None
-    assert f"ARG TORCH={version[1]}\n" in DOCKERFILE
 
 
 def test_prometheus_scrapes_both_processes_every_five_seconds() -> None:

@@ -1,0 +1,109 @@
+"""What is installed is what was locked, is not known to be bad, and runs nothing unasked."""
+
+import re
+import site
+from pathlib import Path
+
+import pytest
+
+from tests.locks import LOCKS, ROOT, below_floor, floors, locked, torch_version, unlocked
+from tests.sbom import bill
+
+STARTERS = {"a1_coverage.pth", "distutils-precedence.pth", "_virtualenv.pth"}
+"""Files that run code whenever Python starts: of coverage, setuptools and virtualenv."""
+EDITABLE = re.compile(r"__editable__\.levit_stream-[\w.]+\.pth")
+"""Ours, where it is installed to be edited."""
+
+
+def starters(packages: Path) -> list[str]:
+    """Return the files of a folder of packages that run at every start and that nobody named."""
+    found = [path.name for path in packages.glob("*.pth")]
+    return [name for name in found if name not in STARTERS and not EDITABLE.fullmatch(name)]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_pins_every_package_with_its_hashes(lock: str) -> None:
+    text = (ROOT / lock).read_text(encoding="utf-8")
+
+    assert unlocked(text) == []
+    assert len(locked(text)) > 20
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch",
+        "torch>=2.10",
+        "torch==2.13.0",
+        "torch==2.*",
+        "--index-url https://somewhere",
+        "-e .",
+    ],
+)
+def test_a_requirement_without_version_or_hash_would_be_noticed(line: str) -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+
+    assert unlocked(text + line + "\n") == [line]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_no_locked_package_is_below_its_floor(lock: str) -> None:
+    assert below_floor(locked((ROOT / lock).read_text(encoding="utf-8"))) == []
+
+
+def test_the_installed_torch_is_not_below_its_floor() -> None:
+    assert below_floor({"torch": torch_version()}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("torch", "2.9.1"),
+        ("starlette", "0.49.0"),
+        ("h11", "0.14.0"),
+        ("pillow", "12.1.1"),
+        ("python-multipart", "0.0.17"),
+    ],
+)
+def test_a_version_below_its_floor_would_be_noticed(name: str, version: str) -> None:
+    assert len(below_floor({name: version})) == 1
+
+
+def test_what_we_ask_for_by_name_is_not_below_its_floor() -> None:
+    asked = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    least = dict(re.findall(r'"([\w.-]+)>=([\d.]+)', asked))
+
+    assert {"torch", "starlette", "h11"} <= set(least) & set(floors())
+    assert below_floor(least) == []
+
+
+def test_torch_is_in_no_lock_and_the_same_version_everywhere() -> None:
+    held = set().union(*(locked((ROOT / lock).read_text(encoding="utf-8")) for lock in LOCKS))
+
+    assert "torch" not in held
+    assert f"TORCH ?= torch=={torch_version()}\n" in (ROOT / "Makefile").read_text()
+
+
+def test_the_image_and_the_makefile_install_by_hash_only() -> None:
+    for name in ("Dockerfile", "Makefile"):
+        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+        installed = re.findall(r"(?:pip|PIP\)) install (.+)", text)
+        unhashed = [one for one in installed if "--require-hashes" not in one]
+
+        assert len(installed) > len(unhashed) > 0
+        assert all("TORCH" in one or "--no-deps" in one for one in unhashed)
+
+
+def test_the_bill_of_materials_is_that_of_the_lock() -> None:
+    assert (ROOT / "deploy/sbom.json").read_text(encoding="utf-8") == bill(), "run make sbom"
+
+
+def test_nothing_unknown_runs_when_python_starts() -> None:
+    assert [name for folder in site.getsitepackages() for name in starters(Path(folder))] == []
+
+
+def test_a_starter_that_a_package_brought_would_be_noticed(tmp_path: Path) -> None:
+    for name in ("litellm_init.pth", "distutils-precedence.pth"):
+        (tmp_path / name).write_text("import os")
+
+    assert starters(tmp_path) == ["litellm_init.pth"]
