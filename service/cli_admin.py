@@ -122,10 +122,12 @@ def fork(
 ) -> None:
     """Begin a learner of its own from a pin or checkpoint; reads files of this machine."""
     from service.store import forks
+    from service.store.names import Names
     from service.store.server import server_url
 
     settings = Settings.read(state_dir=state_dir)
-    number = forks.fork(settings.state_dir, chosen, destination, server_url(settings))
+    url, names = server_url(settings), Names(settings.stream)
+    number = forks.fork(settings.state_dir, chosen, destination, url, names)
     typer.echo(f"{destination} goes on from entry {number}: levit serve --state-dir {destination}")
 
 

@@ -6,7 +6,7 @@ Both only read, beside a running worker.
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.progress import Progress
 
 from service.engine.load import load_engines
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.store.history import History
 
 StateDir = Annotated[
     Path | None, typer.Option(help="Directory of everything durable (LEVIT_STATE_DIR).")
@@ -39,12 +42,10 @@ def export(
     from service import export as exporter
     from service.store.decisions import Decisions
     from service.store.entry import Entry
-    from service.store.history import History
-    from service.store.server import server_url
 
     exporter.check_out(out, force=force)
     settings = Settings.read(state_dir=state_dir)
-    with closing(History(settings.state_dir, server_url(settings))) as history, _bar() as bar:
+    with closing(_history(settings)) as history, _bar() as bar:
         last = until or history.last()
 
         def walk(description: str) -> Iterator[Entry]:
@@ -68,15 +69,13 @@ def replay(
     Ends at the newest checkpoint, or at --until. Exit code 1 where a state differs.
     """
     from service import retrain
-    from service.store.history import History
-    from service.store.server import server_url
 
     settings = Settings.read(state_dir=state_dir)
     if out is not None:
         retrain.check_new(out, settings.state_dir)
     past = retrain.remember(settings)
     engines = load_engines(past.settings.learner_threads)
-    with closing(History(settings.state_dir, server_url(settings))) as history, _bar() as bar:
+    with closing(_history(settings)) as history, _bar() as bar:
         last = until or retrain.last_number(past, history)
         entries = bar.track(history.entries(0, last), total=last, description="replay")
         done = retrain.replay(past, entries, engines)
@@ -86,6 +85,14 @@ def replay(
         typer.echo(line)
     if not all(equal for _, equal in done.met):
         raise typer.Exit(1)
+
+
+def _history(settings: Settings) -> "History":
+    from service.store.history import History
+    from service.store.names import Names
+    from service.store.server import server_url
+
+    return History(settings.state_dir, server_url(settings), Names(settings.stream))
 
 
 def _bar() -> Progress:

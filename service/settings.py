@@ -17,6 +17,8 @@ from service.errors import SettingsError
 from service.inputs import InputSchema
 
 PREFIX = "LEVIT_"
+STREAM_NAME = "^[a-z][a-z0-9_-]{0,31}$"
+"""What a stream may be called: part of routes, Redis names, directories and metric labels."""
 Preset = Literal["default", "paper"]
 FOREIGN: Mapping[Preset, frozenset[str]] = {
     "default": frozenset({"expert", "threshold", "replay_per_batch", "patch"}),
@@ -61,6 +63,8 @@ class Settings(BaseSettings):
     # Where things are
     state_dir: Path = Field(default=Path("levit-state"))
     """Directory of everything durable: Redis files, checkpoints, snapshots."""
+    stream: str = Field(default="default", pattern=STREAM_NAME)
+    """Stream that these settings are of; the service has one per declared stream."""
     data: Path | None = Field(default=None)
     """Directory of the data sets that `levit demo --data NAME` and the benchmarks read."""
     redis_url: str | None = Field(default=None)

@@ -14,9 +14,9 @@ from service.api.app import create_app
 from service.engine.protocol import Array, Engines, EngineState, Label, Prediction, Summary
 from service.inputs import InputSchema
 from service.settings import Settings
-from service.store import names
 from service.store.entry import Entry
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.snapshots import SnapshotInfo, SnapshotWriter
 
 SCHEMA = InputSchema.parse("image:8x8x1")
@@ -112,7 +112,7 @@ def logged(url: str) -> list[Entry]:
     """Return the entries of the log."""
     redis = connect(url)
     try:
-        found: Any = redis.xrange(names.LOG)
+        found: Any = redis.xrange(names.log)
         return [
             Entry.from_fields(number, position.decode(), fields)
             for number, (position, fields) in enumerate(found, 1)

@@ -16,9 +16,9 @@ import pytest
 from service.admin import Admin
 from service.client import ApiError
 from service.settings import Settings
-from service.store import names
 from service.store.forks import fork
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from tests.log_entries import append_all, batches
 from tests.toy_learning import learn_all
 
@@ -116,7 +116,7 @@ def test_a_lost_log_stops_learning_until_the_exact_loss_is_accepted(
     for _ in range(3):
         admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
     redis = connect(str(live.redis_url))
-    redis.delete(names.LOG)
+    redis.delete(names.log)
     after = admin.observe(CLEAN + 7, [1, 2])
     problem = until_stopped(live)
     missing = int(re.search(r"--accept-loss (\d+)", problem)[1])  # type: ignore[index]

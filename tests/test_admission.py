@@ -8,9 +8,10 @@ import pytest
 import redis
 
 from service.settings import Settings
-from service.store import admission, directory, names
+from service.store import admission, directory
 from service.store.append import Appender
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from tests.conftest import MakeSettings
 from tests.served import DOCUMENT, assert_problem, logged, running_api
 
@@ -119,10 +120,10 @@ async def test_room_is_looked_at_once_a_second(
 async def test_a_worker_that_has_stopped_makes_the_service_not_ready(
     api: httpx.AsyncClient, server: redis.Redis
 ) -> None:
-    server.hset(names.WORKER, mapping={"state": "stopped", "problem": "gap of 5", "epoch": 1})
+    server.hset(names.worker, mapping={"state": "stopped", "problem": "gap of 5", "epoch": 1})
     stopped = await api.get("/readyz")
     seen = (await api.get("/metrics")).text
-    server.hset(names.WORKER, mapping={"state": "learning", "problem": ""})
+    server.hset(names.worker, mapping={"state": "learning", "problem": ""})
     learning = await api.get("/readyz")
 
     assert stopped.json()["problems"] == ["the worker has stopped: gap of 5"]
@@ -133,7 +134,7 @@ async def test_a_worker_that_has_stopped_makes_the_service_not_ready(
 async def test_what_is_observed_while_the_worker_has_stopped_is_kept(
     api: httpx.AsyncClient, server: redis.Redis, redis_server: str
 ) -> None:
-    server.hset(names.WORKER, mapping={"state": "stopped", "problem": "gap of 5"})
+    server.hset(names.worker, mapping={"state": "stopped", "problem": "gap of 5"})
 
     answer = await api.post("/observe", json=DOCUMENT)
 

@@ -14,10 +14,10 @@ from redis import Redis
 
 from service.engine.protocol import EntryRefused
 from service.settings import Settings
-from service.store import names
 from service.store.append import Submission
 from service.store.entry import decode_payload
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.server import bundled_binary
 from tests.chaos.parts import Service, chaos_settings, counts, newest_checkpoint
 from tests.log_entries import SCHEMA, append_all, batches, digest
@@ -69,7 +69,7 @@ def problem_of(service: Service) -> str:
     redis: Any = connect(service.redis.url)
     deadline, said = time.monotonic() + NOTICED_S, {}
     while time.monotonic() < deadline:
-        said = redis.hgetall(names.WORKER)
+        said = redis.hgetall(names.worker)
         if said.get(b"state") == b"stopped":
             redis.close()
             return str(said[b"problem"].decode())
@@ -91,19 +91,19 @@ def readiness(service: Service, status: int) -> dict[str, Any]:
 
 def trim_unread(redis: Redis) -> int:
     """Keep five entries; return how many are gone."""
-    return int(str(redis.xtrim(names.LOG, maxlen=5, approximate=False)))
+    return int(str(redis.xtrim(names.log, maxlen=5, approximate=False)))
 
 
 def delete_two(redis: Redis) -> int:
     """Delete two unread entries; return how many are gone."""
-    found: Any = redis.xrevrange(names.LOG, count=10)
-    return int(str(redis.xdel(names.LOG, found[2][0], found[7][0])))
+    found: Any = redis.xrevrange(names.log, count=10)
+    return int(str(redis.xdel(names.log, found[2][0], found[7][0])))
 
 
 def delete_all(redis: Redis) -> int:
     """Delete the log; return how many are gone."""
-    gone = int(str(redis.xlen(names.LOG)))
-    redis.delete(names.LOG)
+    gone = int(str(redis.xlen(names.log)))
+    redis.delete(names.log)
     return gone
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from service.store import names
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.server import bundled_binary
 from tests.chaos.clients import Acked, RetryingClient
 from tests.chaos.parts import Service, chaos_settings

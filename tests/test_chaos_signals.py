@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.store import names
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from tests.chaos.clients import until_up
 from tests.chaos.load import load
 from tests.chaos.parts import chaos_settings, counts, newest_checkpoint
@@ -108,7 +108,7 @@ def test_a_worker_with_a_stale_epoch_commits_nothing_and_exits_75(tmp_path: Path
         worker, checkpoints = run.service.worker, run.service.settings.state_dir / "checkpoints"
         worker.signal(signal.SIGSTOP)
         redis = connect(run.service.redis.url)
-        redis.incr(names.EPOCH)
+        redis.incr(names.epoch)
         redis.close()
         before = counts(run.service.redis.url)[1], sorted(checkpoints.iterdir())
         worker.expected_to_die = True

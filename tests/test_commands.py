@@ -13,9 +13,10 @@ import redis
 from service.api import routes_checkpoints
 from service.errors import StateDirectoryBusy, Unavailable
 from service.settings import Settings
-from service.store import names
 from service.store.commands import Answer, CommandDesk, Commands
 from service.store.link import connect
+from service.store.names import ANSWER_LIFETIME_S
+from service.store.names import DEFAULT as names
 from tests.administered import add_checkpoint, worker
 from tests.conftest import MakeSettings
 from tests.log_entries import claimed
@@ -49,10 +50,10 @@ async def test_the_worker_is_asked_once_and_its_answer_comes_back(
     assert [(one.kind, one.arguments) for one in taken] == [
         ("rollback", {"checkpoint": 2, "mode": "drop"})
     ]
-    assert server.xlen(names.COMMANDS) == 0
+    assert server.xlen(names.commands) == 0
     lifetime: object = server.ttl(names.answer(taken[0].id))
     assert isinstance(lifetime, int)
-    assert 0 < lifetime <= names.ANSWER_LIFETIME_S
+    assert 0 < lifetime <= ANSWER_LIFETIME_S
 
 
 async def test_every_one_of_many_at_once_gets_its_own_answer(redis_server: str) -> None:
@@ -77,12 +78,12 @@ async def test_a_command_that_nobody_answers_is_taken_back(
 
     await desk.close()
     assert refused.value.code == "worker_silent"
-    assert server.xlen(names.COMMANDS) == 0
+    assert server.xlen(names.commands) == 0
 
 
 def test_a_command_waits_until_it_is_answered(redis_server: str, server: redis.Redis) -> None:
     fields: dict[object, object] = {"id": "one", "kind": "pin", "arguments": '{"name": "a"}'}
-    server.xadd(names.COMMANDS, fields)  # type: ignore[arg-type]
+    server.xadd(names.commands, fields)  # type: ignore[arg-type]
     commands = Commands(claimed(redis_server))
 
     first, again = commands.take(), commands.take()
@@ -98,7 +99,7 @@ def test_a_command_waits_until_it_is_answered(redis_server: str, server: redis.R
 
 def test_a_superseded_worker_answers_nothing(redis_server: str, server: redis.Redis) -> None:
     fields: dict[object, object] = {"id": "one", "kind": "pin", "arguments": "{}"}
-    server.xadd(names.COMMANDS, fields)  # type: ignore[arg-type]
+    server.xadd(names.commands, fields)  # type: ignore[arg-type]
     commands = Commands(claimed(redis_server))
     [command] = commands.take()
     claimed(redis_server)
@@ -107,7 +108,7 @@ def test_a_superseded_worker_answers_nothing(redis_server: str, server: redis.Re
         commands.done(command, DONE)
 
     assert server.get(names.answer("one")) is None
-    assert server.xlen(names.COMMANDS) == 1
+    assert server.xlen(names.commands) == 1
 
 
 # Over HTTP
@@ -168,7 +169,7 @@ async def test_a_checkpoint_that_is_not_there_is_404_and_nobody_is_asked(
     answer = await api.post(f"/checkpoints/3/{verb}", json=body)
 
     assert_problem(answer, 404, "unknown_checkpoint")
-    assert server.exists(names.COMMANDS) == 0
+    assert server.exists(names.commands) == 0
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ async def test_a_bad_command_is_refused_and_nobody_is_asked(
     answer = await api.post(path, content=json.dumps(body), headers=headers)
 
     assert_problem(answer, 422, code)
-    assert server.exists(names.COMMANDS) == 0
+    assert server.exists(names.commands) == 0
 
 
 # Listing

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from service.settings import Settings
-from service.store import names
 from service.store.entry import decode_payload
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.server import EmbeddedServer, bundled_binary
 from service.supervisor import child_environment
 from service.worker.checkpoints import Checkpoint, Checkpoints
@@ -62,7 +62,7 @@ def newest(settings: Settings) -> Checkpoint | None:
 
 def consumed(settings: Settings) -> int:
     redis = connect(str(settings.redis_url))
-    told = redis.hget(names.PROGRESS, "consumed")
+    told = redis.hget(names.progress, "consumed")
     redis.close()
     return int(str(told.decode() if isinstance(told, bytes) else 0))
 
@@ -201,7 +201,7 @@ async def test_with_a_gap_in_the_log_it_stops_learning_and_exits_65_when_asked(
 ) -> None:
     made = settings()
     await append_all(made, STREAM[:10])
-    connect(redis_server).xtrim(names.LOG, maxlen=5, approximate=False)
+    connect(redis_server).xtrim(names.log, maxlen=5, approximate=False)
 
     with worker(made) as process:
         await asyncio.sleep(0.5)

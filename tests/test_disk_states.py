@@ -15,10 +15,10 @@ import pytest
 
 from service.errors import CorruptState
 from service.settings import Settings
-from service.store import names
 from service.store.archive import Archive
 from service.store.decisions import Decision, Decisions
 from service.store.forks import fork
+from service.store.names import DEFAULT as names
 from service.store.pins import open_pin, pin, samples
 from service.store.replay import ReplayStore
 from service.store.segment import Record
@@ -191,7 +191,7 @@ def test_no_power_cut_leaves_half_a_pin_or_half_a_fork(
 ) -> None:
     fence, sample = claimed(redis_server), np.ones((8, 8, 1), np.uint8)
     ReplayStore(fence).put({(3, 0): (sample, 1), (3, 1): (sample, None)})
-    fence.redis.set(names.SCHEMA, StreamSchema(SCHEMA, "int").to_record())
+    fence.redis.set(names.schema, StreamSchema(SCHEMA, "int").to_record())
     root = tmp_path / "recorded"
     root.mkdir()
     with recorded(root, monkeypatch) as trace:

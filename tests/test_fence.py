@@ -7,9 +7,9 @@ import pytest
 import redis
 
 from service.errors import CorruptState, StateDirectoryBusy
-from service.store import names
 from service.store.fence import Fence
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.read import Log
 from service.store.replay import ReplayStore
 from tests.log_entries import claimed
@@ -62,7 +62,7 @@ def test_a_worker_that_is_superseded_in_the_middle_of_a_write_writes_nothing(
     old = claimed(either_server)
 
     with pytest.raises(StateDirectoryBusy):
-        old.write(lambda pipe: (server.incr(names.EPOCH), pipe.set("mark", 1)))
+        old.write(lambda pipe: (server.incr(names.epoch), pipe.set("mark", 1)))
 
     assert server.get("mark") is None
 
@@ -73,9 +73,9 @@ def test_without_the_fence_the_old_worker_would_have_written(
     old = claimed(either_server)
     claimed(either_server)
 
-    old.redis.hset(names.PROGRESS, mapping={"position": "9-0", "consumed": 9})
+    old.redis.hset(names.progress, mapping={"position": "9-0", "consumed": 9})
 
-    assert server.hget(names.PROGRESS, "consumed") == b"9"
+    assert server.hget(names.progress, "consumed") == b"9"
 
 
 def test_a_lost_epoch_is_a_lost_log(either_server: str, server: redis.Redis) -> None:

@@ -15,10 +15,11 @@ from prometheus_client import CollectorRegistry
 from service.engine.protocol import Array, Labels, ObserveReport
 from service.metrics import WorkerMetrics
 from service.settings import Settings
-from service.store import directory, names
+from service.store import directory
 from service.store.append import Appender
 from service.store.decisions import Decision, Decisions
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.snapshots import SnapshotReader, SnapshotWriter
 from service.worker import loop
 from service.worker.learning import Learning
@@ -65,7 +66,7 @@ def learn_waiting(part: Learning) -> None:
 
 def ask(settings: Settings, kind: str, arguments: str) -> None:
     fields: dict[Any, Any] = {"id": "one", "kind": kind, "arguments": arguments}
-    connect(str(settings.redis_url)).xadd(names.COMMANDS, fields)
+    connect(str(settings.redis_url)).xadd(names.commands, fields)
 
 
 def answer(settings: Settings) -> bytes:
@@ -223,12 +224,12 @@ async def test_a_command_that_cannot_load_a_checkpoint_does_not_begin_the_learne
     await append_all(made, batches(4))
     learn_waiting(part)
     part.save()
-    kept: Any = redis.hgetall(names.REPLAY)
-    redis.delete(names.REPLAY)
+    kept: Any = redis.hgetall(names.replay)
+    redis.delete(names.replay)
     ask(made, "resync", '{"accept_loss": 0}')
 
     Orders(made, part).follow()
-    redis.hset(names.REPLAY, mapping=kept)
+    redis.hset(names.replay, mapping=kept)
     await append_all(made, batches(3, seed=3))
     learn_waiting(part)
 

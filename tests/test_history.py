@@ -9,11 +9,12 @@ import pytest
 
 from service.errors import CorruptState, IncompleteHistory, Unavailable
 from service.settings import Settings
-from service.store import names, segments
+from service.store import segments
 from service.store.append import Receipt
 from service.store.archive import Archive, archive_until
 from service.store.history import History
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.ranges import read_range
 from service.store.segment import Record
 from tests.conftest import MakeSettings
@@ -25,7 +26,7 @@ def archive(made: Settings, receipts: list[Receipt], until: int, *, trim: bool =
     position = str(receipts[until - 1].position)
     redis = connect(str(made.redis_url))
     keeper = Archive(made.state_dir, made.log_archive_bytes)
-    archive_until(keeper, partial(read_range, redis), until, position)
+    archive_until(keeper, partial(read_range, redis, names), until, position)
     redis.close()
     if trim:
         trim_until(made, position)
@@ -34,7 +35,7 @@ def archive(made: Settings, receipts: list[Receipt], until: int, *, trim: bool =
 def trim_until(made: Settings, position: str) -> None:
     milliseconds, sequence = position.split("-")
     redis = connect(str(made.redis_url))
-    redis.xtrim(names.LOG, minid=f"{milliseconds}-{int(sequence) + 1}", approximate=False)
+    redis.xtrim(names.log, minid=f"{milliseconds}-{int(sequence) + 1}", approximate=False)
     redis.close()
 
 
@@ -174,7 +175,7 @@ async def test_an_entry_deleted_from_the_log_is_noticed(
 ) -> None:
     receipts = await append_all(settings(), batches(30))
     redis = connect(redis_server)
-    redis.xdel(names.LOG, str(receipts[14].position))
+    redis.xdel(names.log, str(receipts[14].position))
     redis.close()
 
     with pytest.raises(IncompleteHistory):
@@ -195,9 +196,9 @@ async def test_a_payload_that_was_flipped_in_the_log_is_named(
 ) -> None:
     await append_all(settings(), batches(2))
     redis: Any = connect(redis_server)
-    _, fields = redis.xrange(names.LOG)[1]
+    _, fields = redis.xrange(names.log)[1]
     payload = fields[b"payload"]
-    redis.xadd(names.LOG, fields | {b"payload": payload[:-1] + bytes([payload[-1] ^ 1])})
+    redis.xadd(names.log, fields | {b"payload": payload[:-1] + bytes([payload[-1] ^ 1])})
     redis.close()
 
     with pytest.raises(CorruptState, match="has sha256"):

@@ -14,11 +14,12 @@ from service.engine.protocol import Engines
 from service.errors import CorruptState, Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
-from service.store import directory, names
+from service.store import directory
 from service.store.append import Appender
 from service.store.entry import BatchStatus
 from service.store.fence import Fence
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.read import Log
 from service.store.replay import ReplayStore
 from service.store.snapshots import SnapshotReader
@@ -123,7 +124,7 @@ async def test_a_refused_entry_is_set_aside_and_the_rest_is_learned(
         )
     ]
     assert (checkpoint.progress.learned, checkpoint.progress.quarantined) == (12, 1)
-    assert connect(redis_server).hkeys(names.QUARANTINE) == [str(receipts[6].position).encode()]
+    assert connect(redis_server).hkeys(names.quarantine) == [str(receipts[6].position).encode()]
 
 
 async def test_a_refused_entry_leaves_the_state_unchanged(
@@ -287,7 +288,7 @@ async def test_a_lost_replay_member_falls_back_to_a_checkpoint_without_it(
     expected = learn_all(made)
     number, index = expected.state.members[-1].tolist()
 
-    connect(redis_server).hdel(names.REPLAY, f"{number}:{index}")
+    connect(redis_server).hdel(names.replay, f"{number}:{index}")
 
     assert digest(learn_all(made).state) == digest(expected.state)
 
@@ -326,8 +327,8 @@ async def test_over_an_emptied_redis_it_does_not_begin_anew(
 @pytest.mark.parametrize(
     ("harm", "gap"),
     [
-        (lambda redis: redis.xtrim(names.LOG, maxlen=3, approximate=False), 6),
-        (lambda redis: redis.delete(names.LOG), 9),
+        (lambda redis: redis.xtrim(names.log, maxlen=3, approximate=False), 6),
+        (lambda redis: redis.delete(names.log), 9),
     ],
     ids=["XTRIM MAXLEN", "DEL"],
 )
@@ -363,7 +364,7 @@ async def test_entries_lost_while_learning_are_in_no_checkpoint(
     for raw in part.read(count=2, block_ms=10):
         part.learn(raw)
 
-    connect(redis_server).xdel(names.LOG, entries_in(redis_server)[3][0])
+    connect(redis_server).xdel(names.log, entries_in(redis_server)[3][0])
 
     with pytest.raises(CorruptState, match="--accept-loss 1`"):
         part.save()
@@ -379,7 +380,7 @@ async def test_a_payload_with_a_flipped_byte_is_not_learned(
     fields: Any = entries_in(redis_server)[0][1]
     payload = fields[b"payload"]
     damaged = fields | {b"payload": payload[:-1] + bytes([payload[-1] ^ 1])}
-    connect(redis_server).xadd(names.LOG, damaged)
+    connect(redis_server).xadd(names.log, damaged)
 
     with pytest.raises(CorruptState, match="sha256"):
         learn_all(made)

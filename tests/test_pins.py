@@ -10,10 +10,11 @@ import pytest
 from service.engine.protocol import Labels
 from service.errors import CorruptState, Misused
 from service.settings import Settings
-from service.store import names, pins
+from service.store import pins
 from service.store.fence import Fence
 from service.store.forks import adopt, export_snapshot, fork
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.pins import pin, unpin
 from service.store.read import Log
 from service.store.replay import ReplayStore
@@ -165,7 +166,7 @@ async def test_a_pin_holds_neither_log_nor_redis(settings: MakeSettings) -> None
     kept = Checkpoints(made)
     assert kept.oldest.consumed > 20  # of the pin
     assert ReplayStore(Fence(url_of(made))).ids() == kept.members
-    assert redis.xlen(names.LOG) == 60 - kept.oldest.consumed
+    assert redis.xlen(names.log) == 60 - kept.oldest.consumed
 
 
 @pytest.mark.parametrize("name", ["", "Kept", "a/b", "..", "x" * 41, "naïve", "a\n"])
@@ -203,7 +204,7 @@ async def test_a_pin_without_its_samples_is_not_made(settings: MakeSettings) -> 
     made = settings()
     await append_all(made, batches(4))
     learn_all(made)
-    connect(url_of(made)).delete(names.REPLAY)
+    connect(url_of(made)).delete(names.replay)
 
     with pytest.raises(CorruptState, match="is not stored"):
         pinned(made)
@@ -259,7 +260,7 @@ async def test_without_its_samples_a_fork_does_not_start(
 ) -> None:
     other = await forked(settings(), tmp_path)
     adopted(other)
-    connect(url_of(other)).delete(names.REPLAY)
+    connect(url_of(other)).delete(names.replay)
 
     with pytest.raises(CorruptState, match="checkpoints can be restored"):
         learn_all(other)
@@ -277,7 +278,7 @@ async def test_numbers_and_the_gap_are_right_from_the_start(
     (receipt,) = await append_all(other, batches(1))
     assert receipt.backlog == 1
     assert log.gap(20, 20) == 0
-    assert connect(either_server).get(names.ACCEPTED) == b"21"
+    assert connect(either_server).get(names.accepted) == b"21"
     assert [position for position, _ in log.read(START, count=9, block_ms=1)] == [receipt.position]
 
 

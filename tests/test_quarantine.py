@@ -12,9 +12,11 @@ import redis
 
 from service.engine.protocol import Labels
 from service.errors import Conflict
-from service.store import names, quarantine
+from service.store import quarantine
 from service.store.aside import SetAside
 from service.store.link import connect, transaction
+from service.store.names import DEFAULT as names
+from service.store.names import Names
 from service.store.quarantine import Quarantine
 from tests.administered import REASON, set_aside
 from tests.served import PIXELS, assert_problem, logged
@@ -152,7 +154,7 @@ async def test_a_released_batch_counts_as_accepted_and_as_backlog(
 
     await api.post(f"/quarantine/{batch_id}/retry", json={})
 
-    assert server.get(names.ACCEPTED) == b"2"
+    assert server.get(names.accepted) == b"2"
     assert "levit_stream_backlog 1.0" in (await api.get("/metrics")).text
 
 
@@ -229,7 +231,7 @@ async def test_a_dropped_batch_is_gone_and_says_so(
     status = (await api.get(f"/observations/{batch_id}")).json()
     assert (answer.status_code, answer.json()) == (200, status)
     assert (status["state"], status["reason"]) == ("quarantined", f"{REASON}; dropped")
-    assert server.hget(names.QUARANTINE, position) == b""
+    assert server.hget(names.quarantine, position) == b""
     assert len(logged(redis_server)) == 1
     assert (await api.get("/quarantine")).json()["quarantined"] == []
 
@@ -314,8 +316,8 @@ async def test_a_race_lost_every_time_is_a_conflict(
     set_aside(redis_server, numbers=frozenset({1}))
     found = quarantine._find
 
-    async def interfere(pipe: Any, asked: str) -> SetAside:  # noqa: ANN401
-        one = await found(pipe, asked)
+    async def interfere(pipe: Any, of: Names, asked: str) -> SetAside:  # noqa: ANN401
+        one = await found(pipe, of, asked)
         server.set(names.batch(asked), server.get(names.batch(asked)) or b"")
         return one
 

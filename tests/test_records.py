@@ -7,10 +7,11 @@ import pytest
 import redis
 
 from service.settings import Settings
-from service.store import names, records
+from service.store import records
 from service.store.append import Appender, Receipt
 from service.store.entry import BatchStatus, State
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.read import Log, Outcome
 from tests.log_entries import claimed, submission
 
@@ -82,7 +83,7 @@ async def test_sixty_thousand_batches_within_a_day_keep_their_records(
         log.tell("7-0", start, outcomes[start : start + 10_000])
 
     assert server.exists(names.batch(ids[0])) == 1
-    assert server.zcard(names.DONE) == 60_000
+    assert server.zcard(names.done) == 60_000
 
 
 async def test_the_oldest_records_go_before_they_take_more_than_their_share(
@@ -96,17 +97,17 @@ async def test_the_oldest_records_go_before_they_take_more_than_their_share(
     assert [server.exists(names.batch(one)) for one in ids] == [0, 0, 0, 1, 1]
     kept = [server.exists(names.idempotency(key(number))) for number in range(5)]
     assert kept == [0, 0, 0, 1, 1]
-    assert server.zcard(names.DONE) == 2
+    assert server.zcard(names.done) == 2
 
 
 async def test_what_has_expired_is_no_longer_counted(
     appender: Appender, either_server: str, server: redis.Redis
 ) -> None:
-    server.zadd(names.DONE, {f"{'0' * 32} {key(9)}": 1.0})
+    server.zadd(names.done, {f"{'0' * 32} {key(9)}": 1.0})
 
     await finished(appender, Log(claimed(either_server)), 2)
 
-    assert server.zcard(names.DONE) == 2
+    assert server.zcard(names.done) == 2
 
 
 async def test_the_status_of_what_is_set_aside_is_kept_for_good(
@@ -117,7 +118,7 @@ async def test_the_status_of_what_is_set_aside_is_kept_for_good(
     [batch_id] = await finished(appender, Log(claimed(either_server)), 1, "quarantined")
 
     assert server.ttl(names.batch(batch_id)) == -1
-    assert server.exists(names.DONE) == 0
+    assert server.exists(names.done) == 0
 
 
 async def test_a_batch_takes_no_more_than_is_reckoned_with(
@@ -130,5 +131,5 @@ async def test_a_batch_takes_no_more_than_is_reckoned_with(
         assert isinstance(found, int)
         return found
 
-    taken = used(names.batch(ids[0])) + used(names.idempotency(key(0))) + used(names.DONE) / 200
+    taken = used(names.batch(ids[0])) + used(names.idempotency(key(0))) + used(names.done) / 200
     assert 400 < taken < records.RECORD_BYTES

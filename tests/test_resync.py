@@ -11,12 +11,13 @@ from prometheus_client import CollectorRegistry
 from service.errors import CorruptState, Misused
 from service.metrics import WorkerMetrics
 from service.settings import Settings
-from service.store import directory, names
+from service.store import directory
 from service.store.append import Submission
 from service.store.archive import Archive, Mark
 from service.store.entry import BatchStatus
 from service.store.fence import Fence
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.numbering import stream_facts
 from service.store.read import Log
 from service.store.resync import REASON, Loss, check_joined, settle, survey
@@ -57,11 +58,11 @@ class Damaged:
     """What is accepted after the damage."""
 
     def delete(self, *numbers: int) -> None:
-        self.server.xdel(names.LOG, *(self.positions[number - 1] for number in numbers))
+        self.server.xdel(names.log, *(self.positions[number - 1] for number in numbers))
 
     def restore(self) -> None:
-        self.server.restore(names.LOG, 0, self.backup, replace=True)
-        self.server.set(names.ACCEPTED, SAVED)
+        self.server.restore(names.log, 0, self.backup, replace=True)
+        self.server.set(names.accepted, SAVED)
 
 
 Damage = Callable[[Damaged], object]
@@ -89,18 +90,18 @@ CASES = {
     "entries behind deleted": Case(lambda d: d.delete(12, 13), (), 0, 2, more=1),
     "both deleted": Case(lambda d: d.delete(30, 31), (31,), 1, 1),
     "cut by MAXLEN": Case(
-        lambda d: d.server.xtrim(names.LOG, maxlen=15, approximate=False),
+        lambda d: d.server.xtrim(names.log, maxlen=15, approximate=False),
         tuple(range(31, 36)),
         5,
         20,
     ),
-    "the log deleted": Case(lambda d: d.server.delete(names.LOG), UNREAD, 20, 20),
-    "the log begun anew": Case(lambda d: d.server.delete(names.LOG), UNREAD, 20, 20, more=6),
+    "the log deleted": Case(lambda d: d.server.delete(names.log), UNREAD, 20, 20),
+    "the log begun anew": Case(lambda d: d.server.delete(names.log), UNREAD, 20, 20, more=6),
     "the log begun anew, soon longer than before": Case(
-        lambda d: d.server.delete(names.LOG), UNREAD, 20, 20, more=60
+        lambda d: d.server.delete(names.log), UNREAD, 20, 20, more=60
     ),
     "the log begun anew under lower ids": Case(
-        lambda d: d.server.delete(names.LOG), UNREAD, 20, 20, more=6, future=True
+        lambda d: d.server.delete(names.log), UNREAD, 20, 20, more=6, future=True
     ),
     "the end lost": Case(lambda d: d.restore(), UNREAD, 0, 5),
     "the end lost, then more": Case(lambda d: d.restore(), UNREAD, 0, 5, more=3),
@@ -116,15 +117,15 @@ async def damaged(settings: Settings, case: Case) -> Damaged:
     assert settings.redis_url is not None
     server = connect(settings.redis_url)
     if case.future:
-        server.xadd(names.LOG, {"a": "b"}, id=FUTURE)
-        server.xdel(names.LOG, FUTURE)
-        server.execute_command("XSETID", names.LOG, FUTURE, "ENTRIESADDED", 0)
+        server.xadd(names.log, {"a": "b"}, id=FUTURE)
+        server.xdel(names.log, FUTURE)
+        server.execute_command("XSETID", names.log, FUTURE, "ENTRIESADDED", 0)
     positions: list[str] = []
     backup = b""
     for start, end in ((0, 10), (10, 20), (20, 25), (25, 30), (30, 50)):
         positions += [str(r.position) for r in await append_all(settings, STREAM[start:end])]
         if end == SAVED:
-            backup = bytes(server.dump(names.LOG) or b"")
+            backup = bytes(server.dump(names.log) or b"")
         elif end <= REACHED:
             learn_all(settings)
     assert (Checkpoints(settings).oldest.consumed, backup != b"") == (OLDEST, True)
@@ -225,8 +226,8 @@ async def test_any_other_number_is_refused_and_changes_nothing(made: Settings, c
             give_up(made, wrong)
 
     after = {key: found.server.dump(key) for key in found.server.scan_iter()}
-    assert {k: v for k, v in after.items() if k != names.EPOCH.encode()} == {
-        k: v for k, v in before.items() if k != names.EPOCH.encode()
+    assert {k: v for k, v in after.items() if k != names.epoch.encode()} == {
+        k: v for k, v in before.items() if k != names.epoch.encode()
     }
 
 
@@ -243,10 +244,10 @@ async def test_every_loss_is_noticed_before_anything_is_trimmed(made: Settings, 
         if gap := log.gap(oldest.consumed, reached.consumed):
             raise CorruptState(f"gap {gap}")
 
-    before = fence.redis.xlen(names.LOG)
+    before = fence.redis.xlen(names.log)
     with pytest.raises(CorruptState):
         notice()
-    assert fence.redis.xlen(names.LOG) == before
+    assert fence.redis.xlen(names.log) == before
 
 
 async def test_counts_alone_do_not_notice_a_log_that_is_soon_long_again(
@@ -282,9 +283,9 @@ async def test_a_damaged_entry_can_be_given_up(
 ) -> None:
     other = settings(state_dir=tmp_path / "other")
     found = await damaged(made, Case(lambda _: None, (), 0, 0))
-    [(_, fields)] = found.server.xrange(names.LOG, count=1)
-    found.server.incr(names.ACCEPTED)
-    found.server.xadd(names.LOG, fields | {b"payload": b"flipped"})
+    [(_, fields)] = found.server.xrange(names.log, count=1)
+    found.server.incr(names.accepted)
+    found.server.xadd(names.log, fields | {b"payload": b"flipped"})
     await append_all(made, STREAM[ACCEPTED:])
 
     loss = give_up(made, 1)
@@ -298,12 +299,12 @@ async def test_a_damaged_entry_can_be_given_up(
 
 async def test_a_log_without_loss_stays_as_it_is(made: Settings) -> None:
     found = await damaged(made, Case(lambda _: None, (), 0, 0))
-    before: Any = found.server.xinfo_stream(names.LOG)
+    before: Any = found.server.xinfo_stream(names.log)
 
     loss = give_up(made, 0)
 
     assert not loss.closes_way_back
-    assert found.server.xinfo_stream(names.LOG) == before
+    assert found.server.xinfo_stream(names.log) == before
     assert len(list(Checkpoints(made).newest_first())) == 3
 
 
@@ -339,7 +340,7 @@ async def test_a_batch_accepted_meanwhile_is_no_loss(made: Settings) -> None:
 
     settle(fence, loss)
 
-    assert stream_facts(found.server)[0] == 50
+    assert stream_facts(found.server, names)[0] == 50
     assert learn_all(made).progress.consumed == 50
 
 
@@ -349,7 +350,7 @@ async def test_an_append_between_looking_and_writing_makes_it_look_again(
     found = await damaged(made, CASES["entries ahead deleted"])
     fence = claimed(str(made.redis_url))
     loss = look(made, fence)
-    [(_, fields)] = found.server.xrange(names.LOG, count=1)
+    [(_, fields)] = found.server.xrange(names.log, count=1)
     check, raced = Fence.check, 0
 
     def race(self: Fence) -> None:
@@ -357,15 +358,15 @@ async def test_an_append_between_looking_and_writing_makes_it_look_again(
         check(self)
         raced += 1
         if raced == 1:
-            found.server.incr(names.ACCEPTED)
-            found.server.xadd(names.LOG, fields)
+            found.server.incr(names.accepted)
+            found.server.xadd(names.log, fields)
 
     monkeypatch.setattr(Fence, "check", race)
     settle(fence, loss)
 
     assert raced == 2
-    assert found.server.get(names.ACCEPTED) == b"49"
-    assert stream_facts(found.server)[0] == 49
+    assert found.server.get(names.accepted) == b"49"
+    assert stream_facts(found.server, names)[0] == 49
 
 
 async def test_a_damaged_end_of_the_archive_can_be_given_up(made: Settings) -> None:
@@ -387,4 +388,4 @@ async def test_a_damaged_end_of_the_archive_can_be_given_up(made: Settings) -> N
     worker.close()
 
     assert learn_all(made).progress.consumed == ACCEPTED
-    assert found.server.get(names.ACCEPTED) == b"50"
+    assert found.server.get(names.accepted) == b"50"

@@ -20,11 +20,12 @@ from service.engine.digest import digest
 from service.errors import CorruptState, IncompleteHistory
 from service.metrics import WorkerMetrics
 from service.settings import Settings
-from service.store import directory, names, segments
+from service.store import directory, segments
 from service.store.append import Receipt
 from service.store.decisions import Decision, Decisions
 from service.store.history import History
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.worker import loop
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from service.worker.loop import Pace
@@ -60,8 +61,8 @@ def learn(made: Settings) -> Checkpoint:
 def append_again(made: Settings, receipt: Receipt) -> None:
     """Put a batch into the log once more, as a retry does whose records are gone."""
     redis: Any = connect(str(made.redis_url))
-    (_, fields), *_ = redis.xrange(names.LOG, receipt.position, receipt.position)
-    redis.xadd(names.LOG, fields)
+    (_, fields), *_ = redis.xrange(names.log, receipt.position, receipt.position)
+    redis.xadd(names.log, fields)
     redis.close()
 
 
@@ -122,7 +123,7 @@ def test_the_fixture_has_archived_and_trimmed_most_of_its_log(
     assert checkpoint.progress.consumed == 62
     assert checkpoint.progress.repeated == 1
     assert checkpoint.progress.quarantined == 1 + 2 + 3
-    assert redis.xlen(names.LOG) < 50
+    assert redis.xlen(names.log) < 50
     assert len(segments.segments(made.state_dir / "archive")) >= 1
     redis.close()
 

@@ -13,10 +13,12 @@ from redis.exceptions import ResponseError
 
 from service.errors import Unavailable
 from service.settings import Settings
-from service.store import append, link, names
+from service.store import append, link
 from service.store.append import Appender, batch_id_of
 from service.store.entry import BatchStatus
 from service.store.link import connect, redis_errors
+from service.store.names import DEFAULT as names
+from service.store.names import RECORD_LIFETIME_S
 from tests.conftest import MakeSettings
 from tests.log_entries import batches, submission
 from tests.lossy_link import LossyLink, lossy_link
@@ -132,7 +134,7 @@ async def test_control_without_watch_fifty_retries_are_many_entries_of_one_id(
     direct: Appender, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for record in ("idempotency", "batch"):
-        monkeypatch.setattr(names, record, lambda _: f"unwatched:{uuid.uuid4()}")
+        monkeypatch.setattr(direct._names, record, lambda _: f"unwatched:{uuid.uuid4()}")
 
     await asyncio.gather(*(direct.append(submission(X, key=KEY)) for _ in range(50)))
 
@@ -182,8 +184,8 @@ async def test_writing_the_position_down_prolongs_nothing_and_brings_nothing_bac
 
     lifetime: object = redis.ttl(names.idempotency(f"{KEY}2"))
     assert isinstance(lifetime, int)
-    assert 0 < lifetime <= names.RECORD_LIFETIME_S
-    assert lifetime > names.RECORD_LIFETIME_S - 60
+    assert 0 < lifetime <= RECORD_LIFETIME_S
+    assert lifetime > RECORD_LIFETIME_S - 60
     redis.close()
 
 

@@ -13,11 +13,12 @@ from service.engine.protocol import Labels
 from service.errors import Conflict, CorruptState, ServiceError, Unavailable, Unprocessable
 from service.inputs import InputSchema
 from service.settings import Settings
-from service.store import admission, append, entry, names
+from service.store import admission, append, entry
 from service.store.append import Appender
 from service.store.aside import SetAside
 from service.store.entry import BatchStatus, Entry
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.read import Log, Outcome
 from service.store.replay import ReplayStore
 from service.store.stream_ids import START
@@ -158,7 +159,7 @@ async def test_two_first_batches_that_differ_do_not_both_win(
 
     refused = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     assert [type(error) for error in refused] == [Unprocessable]
-    assert server.xlen(names.LOG) == 1
+    assert server.xlen(names.log) == 1
 
 
 async def test_a_class_over_the_limit_is_refused(either_server: str) -> None:
@@ -217,7 +218,7 @@ async def test_a_retry_with_the_same_key_is_one_entry(
 
     assert again.position in (None, first.position)  # it is written down after the answer
     assert again == replace(first, position=again.position, replayed=True)
-    assert server.xlen(names.LOG) == 1
+    assert server.xlen(names.log) == 1
 
 
 async def test_a_retry_is_recognised_even_when_the_backlog_is_full(either_server: str) -> None:
@@ -237,7 +238,7 @@ async def test_simultaneous_retries_are_one_entry(appender: Appender, server: re
 
     assert len({receipt.batch_id for receipt in receipts}) == 1
     assert sorted(receipt.replayed for receipt in receipts) == [False] + [True] * 4
-    assert server.xlen(names.LOG) == 1
+    assert server.xlen(names.log) == 1
 
 
 async def test_without_a_key_a_retry_is_a_second_entry(
@@ -247,7 +248,7 @@ async def test_without_a_key_a_retry_is_a_second_entry(
     await appender.append(submission(X, Y))
 
     assert not first.idempotent
-    assert server.xlen(names.LOG) == 2
+    assert server.xlen(names.log) == 2
 
 
 async def test_a_key_that_came_with_another_body_is_refused(appender: Appender) -> None:
@@ -265,13 +266,13 @@ async def test_a_race_lost_every_time_is_a_conflict(
     room = appender._admission.check_room
 
     def interfere(*arguments: object) -> None:
-        server.set(names.SCHEMA, StreamSchema(SCHEMA, None).to_record())
+        server.set(names.schema, StreamSchema(SCHEMA, None).to_record())
         room(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(appender._admission, "check_room", interfere)
 
     assert isinstance(await refusal(appender, submission(X)), Conflict)
-    assert server.xlen(names.LOG) == 0
+    assert server.xlen(names.log) == 0
 
 
 async def test_redis_away_is_unavailable_and_says_that_the_outcome_is_unknown(
@@ -353,10 +354,10 @@ async def test_trimming_leaves_what_is_behind_the_position(
 @pytest.mark.parametrize(
     ("damage", "missing"),
     [
-        (lambda r, _: r.xtrim(names.LOG, maxlen=1, approximate=False), 2),
-        (lambda r, positions: r.xdel(names.LOG, positions[4]), 1),
-        (lambda r, _: r.delete(names.LOG), -2),
-        (lambda r, _: (r.delete(names.LOG), r.xadd(names.LOG, {"a": "b"})), -2),
+        (lambda r, _: r.xtrim(names.log, maxlen=1, approximate=False), 2),
+        (lambda r, positions: r.xdel(names.log, positions[4]), 1),
+        (lambda r, _: r.delete(names.log), -2),
+        (lambda r, _: (r.delete(names.log), r.xadd(names.log, {"a": "b"})), -2),
         (lambda _r, _p: None, 0),
     ],
     ids=["XTRIM MAXLEN", "XDEL", "DEL", "DEL and a new beginning", "no damage"],
@@ -420,9 +421,9 @@ def test_a_deleted_member_is_missed(either_server: str) -> None:
 def test_a_flipped_byte_of_a_member_is_detected(either_server: str, server: redis.Redis) -> None:
     store = ReplayStore(claimed(either_server))
     store.put({(1, 0): (X[0], 1)})
-    value = server.hget(names.REPLAY, "1:0")
+    value = server.hget(names.replay, "1:0")
     assert isinstance(value, bytes)
-    server.hset(names.REPLAY, "1:0", value[:-1] + b"!")
+    server.hset(names.replay, "1:0", value[:-1] + b"!")
 
     with pytest.raises(CorruptState, match="not what was written"):
         store.fetch([(1, 0)])
@@ -437,7 +438,7 @@ async def test_a_quarantined_entry_is_kept_with_its_reason(
 
     log.set_aside([SetAside.of(Entry.from_fields(1, position, fields), "loss is not finite")])
 
-    value = server.hget(names.QUARANTINE, position)
+    value = server.hget(names.quarantine, position)
     assert isinstance(value, bytes)
     header, _, payload = value.partition(b"\n")
     assert json.loads(header)["reason"] == "loss is not finite"

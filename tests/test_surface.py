@@ -128,6 +128,7 @@ SETTINGS = {
     "seed",
     "snapshot_interval_s",
     "state_dir",
+    "stream",
     "statistics_bytes",
     "threshold",
     "top_k",

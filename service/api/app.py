@@ -39,6 +39,7 @@ from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.store.append import Appender
 from service.store.commands import CommandDesk
+from service.store.names import Names
 from service.store.quarantine import Quarantine
 from service.store.server import server_url
 
@@ -64,8 +65,9 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     check_exposure(settings)
     registry = CollectorRegistry()
     metrics = ApiMetrics(registry)
-    url = server_url(settings)
-    appender, quarantine, desk = Appender(url, settings), Quarantine(url), CommandDesk(url)
+    url, names = server_url(settings), Names(settings.stream)
+    appender = Appender(url, settings)
+    quarantine, desk = Quarantine(url, names), CommandDesk(url, names)
     codec = Codec(settings)
     follower = Follower(settings, load_engines)
     batcher = Batcher(follower.answer, settings, metrics)

@@ -16,9 +16,9 @@ import structlog
 
 from service.errors import Unavailable
 from service.settings import Settings
-from service.store import names
 from service.store.durability import ServerFacts, ask_server, server_facts
 from service.store.inventory import newest_checkpoint_bytes
+from service.store.names import Names
 
 ADMISSION_SHARE = 0.8
 """Share of Redis' `maxmemory` that accepted batches may fill; the rest is the worker's, which
@@ -59,6 +59,7 @@ class Admission:
     def __init__(self, redis: Any, settings: Settings) -> None:  # noqa: ANN401  redis-py's types are a union over protocols
         self._redis = redis
         self._settings = settings
+        self._names = Names(settings.stream)
         self._facts: Facts | None = None
         self._accepted_bytes = 0  # since memory was looked at
         self._tolerated: list[str] = []  # logged once
@@ -108,7 +109,7 @@ class Admission:
     async def _read(self) -> Facts:
         pipe = self._redis.pipeline(transaction=False)
         ask_server(pipe)
-        pipe.hgetall(names.WORKER)
+        pipe.hgetall(self._names.worker)
         self._accepted_bytes = 0
         config, memory, worker = await pipe.execute()
         free, checkpoint = await asyncio.to_thread(_disk, self._settings.state_dir)

@@ -21,10 +21,11 @@ from service.engine.protocol import Label
 from service.errors import Conflict, Unprocessable
 from service.inputs import InputSchema
 from service.settings import Settings
-from service.store import entry, names
+from service.store import entry
 from service.store.admission import Admission, Facts
 from service.store.entry import BatchStatus, State
 from service.store.link import connect_async, redis_answers, transaction
+from service.store.names import RECORD_LIFETIME_S, Names
 from service.store.positions import Positions
 from service.store.stream_schema import LabelKind, StreamSchema
 
@@ -76,6 +77,7 @@ class Appender:
     def __init__(self, url: str, settings: Settings) -> None:
         self._redis: Any = connect_async(url)  # its types are a union over protocols
         self._settings = settings
+        self._names = Names(settings.stream)
         self._admission = Admission(self._redis, settings)
         self._complete_schema: StreamSchema | None = None  # it never changes again
         self._known_labels: set[str] = set()
@@ -105,7 +107,7 @@ class Appender:
             Unavailable: `redis_unavailable`.
         """
         async with redis_answers():
-            record = await self._redis.get(names.batch(batch_id))
+            record = await self._redis.get(self._names.batch(batch_id))
         return None if record is None else BatchStatus.from_record(record)
 
     async def stream_schema(self) -> StreamSchema | None:
@@ -116,7 +118,7 @@ class Appender:
         """
         if self._complete_schema is None:
             async with redis_answers():
-                schema = self._schema_from(await self._redis.get(names.SCHEMA))
+                schema = self._schema_from(await self._redis.get(self._names.schema))
             if schema is None or schema.labels is None:
                 return schema
             self._complete_schema = schema
@@ -129,8 +131,8 @@ class Appender:
             Unavailable: `redis_unavailable`.
         """
         async with redis_answers():
-            accepted = await self._redis.get(names.ACCEPTED)
-            return int(accepted or 0) - await _consumed(self._redis)
+            accepted = await self._redis.get(self._names.accepted)
+            return int(accepted or 0) - await _consumed(self._redis, self._names)
 
     async def problems(self) -> list[str]:
         """Return why the server does not keep what a 202 promises; empty when it does.
@@ -158,29 +160,29 @@ class Appender:
     async def _try(self, submission: Submission) -> Receipt:
         key = submission.idempotency_key
         batch_id = batch_id_of(key)
-        records = [] if key is None else [names.idempotency(key), names.batch(batch_id)]
+        records = [] if key is None else [self._names.idempotency(key), self._names.batch(batch_id)]
         facts = await self._admission.facts()
         async with transaction(self._redis) as pipe:
-            await pipe.watch(names.SCHEMA, *records)
-            found: Any = await pipe.mget(names.SCHEMA, names.ACCEPTED, *records)
+            await pipe.watch(self._names.schema, *records)
+            found: Any = await pipe.mget(self._names.schema, self._names.accepted, *records)
             schema, accepted, *earlier = found
-            backlog = int(accepted or 0) - await _consumed(pipe)
+            backlog = int(accepted or 0) - await _consumed(pipe, self._names)
             if any(earlier):
                 return _replayed(submission, batch_id, earlier, backlog, facts)
             settled = self._settled(schema, submission)
             labels = await self._new_labels(pipe, submission)
             self._admission.check_room(facts, backlog, len(submission.payload))
             pipe.multi()
-            _queue(pipe, submission, batch_id)
+            _queue(self._names, pipe, submission, batch_id)
             if settled != schema:
-                pipe.set(names.SCHEMA, settled)
+                pipe.set(self._names.schema, settled)
             if labels:
-                pipe.sadd(names.CLASSES, *labels)
+                pipe.sadd(self._names.classes, *labels)
             number, position, consumed, *_ = await pipe.execute()
         self._known_labels |= labels
         if key is not None:
             record = _idempotency_record(submission, position.decode())
-            self._positions.note(names.idempotency(key), record)
+            self._positions.note(self._names.idempotency(key), record)
         return Receipt(
             batch_id=batch_id,
             n=submission.n,
@@ -202,8 +204,8 @@ class Appender:
         labels = {str(label) for label in submission.distinct_labels}
         if labels <= self._known_labels:
             return set()
-        await pipe.watch(names.CLASSES)
-        members: Any = await pipe.smembers(names.CLASSES)
+        await pipe.watch(self._names.classes)
+        members: Any = await pipe.smembers(self._names.classes)
         self._known_labels = {label.decode() for label in members}
         classes = len(self._known_labels | labels)
         if classes > self._settings.max_classes:
@@ -262,7 +264,7 @@ def _replayed(
     )
 
 
-def _queue(pipe: Pipeline, submission: Submission, batch_id: str) -> None:
+def _queue(names: Names, pipe: Pipeline, submission: Submission, batch_id: str) -> None:
     """Queue the commands that every accepted batch takes."""
     fields: dict[Any, Any] = entry.to_fields(
         batch_id=batch_id,
@@ -271,13 +273,13 @@ def _queue(pipe: Pipeline, submission: Submission, batch_id: str) -> None:
         payload=submission.payload,
         idempotency_key=submission.idempotency_key,
     )
-    pipe.incr(names.ACCEPTED)
-    pipe.xadd(names.LOG, fields)
-    pipe.hget(names.PROGRESS, "consumed")
+    pipe.incr(names.accepted)
+    pipe.xadd(names.log, fields)
+    pipe.hget(names.progress, "consumed")
     status = BatchStatus(batch_id=batch_id, state="queued", n=submission.n)
     pipe.set(names.batch(batch_id), status.to_record())
     if (key := submission.idempotency_key) is not None:
-        record, lifetime_s = _idempotency_record(submission, None), names.RECORD_LIFETIME_S
+        record, lifetime_s = _idempotency_record(submission, None), RECORD_LIFETIME_S
         pipe.set(names.idempotency(key), record, ex=lifetime_s)
 
 
@@ -285,5 +287,5 @@ def _idempotency_record(submission: Submission, position: str | None) -> str:
     return json.dumps({"digest": submission.digest, "position": position})
 
 
-async def _consumed(redis: Redis | Pipeline) -> int:
-    return int(await redis.hget(names.PROGRESS, "consumed") or 0)
+async def _consumed(redis: Redis | Pipeline, names: Names) -> int:
+    return int(await redis.hget(names.progress, "consumed") or 0)

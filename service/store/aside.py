@@ -13,8 +13,9 @@ from typing import Any, Self
 from redis.client import Pipeline
 
 from service.errors import CorruptState
-from service.store import entry, names
+from service.store import entry
 from service.store.entry import BatchStatus, Entry
+from service.store.names import Names
 
 GONE = b""
 """Record of an entry that was released or dropped."""
@@ -77,11 +78,11 @@ class SetAside:
             raise CorruptState(f"set aside entry {position} cannot be read: {error}") from None
 
 
-def queue_again(one: SetAside, pipe: Pipeline) -> None:
+def queue_again(names: Names, one: SetAside, pipe: Pipeline) -> None:
     """Queue what appends an entry to the log again, under its old id, and empties its record."""
     fields: dict[Any, Any] = {**one.fields, "payload": one.payload}
-    pipe.incr(names.ACCEPTED)
-    pipe.xadd(names.LOG, fields)
+    pipe.incr(names.accepted)
+    pipe.xadd(names.log, fields)
     status = BatchStatus(batch_id=one.batch_id, state="queued", n=int(one.fields["n"]))
     pipe.set(names.batch(one.batch_id), status.to_record())
-    pipe.hset(names.QUARANTINE, one.position, GONE)
+    pipe.hset(names.quarantine, one.position, GONE)

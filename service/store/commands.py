@@ -1,6 +1,6 @@
 """What administrators ask of the worker, by way of Redis: the API asks, the worker answers.
 
-A command is an entry of the stream `names.COMMANDS`; the worker follows it, writes the answer under
+A command is an entry of the stream `names.commands`; the worker follows it, writes the answer under
 the command's id and deletes the entry. One that is not answered in time is taken back, so that it
 does not come true when nobody expects it any more.
 """
@@ -17,9 +17,9 @@ from typing import Any, Literal
 from redis.client import Pipeline
 
 from service.errors import Unavailable
-from service.store import names
 from service.store.fence import Fence
 from service.store.link import connect_async, redis_answers, redis_errors
+from service.store.names import ANSWER_LIFETIME_S, DEFAULT, Names
 
 Kind = Literal["rollback", "pin", "resync"]
 POLL_S = 0.05
@@ -53,8 +53,9 @@ class Answer:
 class CommandDesk:
     """The API's side: hands in commands and waits for answers."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, names: Names = DEFAULT) -> None:
         self._redis: Any = connect_async(url)  # its types are a union over protocols
+        self._names = names
 
     async def ask(self, kind: Kind, arguments: Mapping[str, Any], *, timeout_s: float) -> Answer:
         """Return what the worker answers.
@@ -66,11 +67,11 @@ class CommandDesk:
         command_id, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
         fields = {"id": command_id, "kind": kind, "arguments": json.dumps(arguments)}
         async with redis_answers():
-            place = await self._redis.xadd(names.COMMANDS, fields)
+            place = await self._redis.xadd(self._names.commands, fields)
         while (answer := await self._answer(command_id)) is None:
             if time.monotonic() > deadline:
                 async with redis_answers():
-                    await self._redis.xdel(names.COMMANDS, place)
+                    await self._redis.xdel(self._names.commands, place)
                 raise Unavailable(
                     "worker_silent",
                     f"expected an answer of the worker within {timeout_s:g} s, got none; "
@@ -86,7 +87,7 @@ class CommandDesk:
 
     async def _answer(self, command_id: str) -> Answer | None:
         async with redis_answers():
-            record = await self._redis.get(names.answer(command_id))
+            record = await self._redis.get(self._names.answer(command_id))
         return None if record is None else Answer(**json.loads(record))
 
 
@@ -99,7 +100,7 @@ class Commands:
     def take(self) -> list[Command]:
         """Return the commands that wait for an answer, oldest first; they wait until `done`."""
         with redis_errors():
-            waiting: Any = self._fence.redis.xrange(names.COMMANDS, count=TAKEN)
+            waiting: Any = self._fence.redis.xrange(self._fence.names.commands, count=TAKEN)
         return [
             Command(
                 id=fields[b"id"].decode(),
@@ -116,10 +117,10 @@ class Commands:
         Raises:
             StateDirectoryBusy: a later worker has started; nothing was written.
         """
-        self._fence.write(partial(_queue_answer, command, answer))
+        self._fence.write(partial(_queue_answer, self._fence.names, command, answer))
 
 
-def _queue_answer(command: Command, answer: Answer, pipe: Pipeline) -> None:
-    record, lifetime_s = json.dumps(asdict(answer)), names.ANSWER_LIFETIME_S
+def _queue_answer(names: Names, command: Command, answer: Answer, pipe: Pipeline) -> None:
+    record, lifetime_s = json.dumps(asdict(answer)), ANSWER_LIFETIME_S
     pipe.set(names.answer(command.id), record, ex=lifetime_s)
-    pipe.xdel(names.COMMANDS, command.place)
+    pipe.xdel(names.commands, command.place)

@@ -13,16 +13,18 @@ from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from service.errors import CorruptState, StateDirectoryBusy
-from service.store import names
 from service.store.link import connect, lost_connection, redis_errors
+from service.store.names import DEFAULT, Names
 
 
 class Fence:
     """The worker's connection to Redis; every write goes through `write`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, names: Names = DEFAULT) -> None:
         """Connect to the server at `url`; nothing may be written before `claim`."""
         self.redis: redis.Redis = connect(url)
+        self.names = names
+        """Of the stream that is written."""
         self.epoch = 0
         """Of this worker; 0 before `claim`."""
 
@@ -36,9 +38,9 @@ class Fence:
             Unavailable: Redis is away; may be called again.
         """
         with redis_errors():
-            epoch: Any = self.redis.incr(names.EPOCH)
+            epoch: Any = self.redis.incr(self.names.epoch)
             if epoch <= above:  # this Redis is younger than the state directory
-                epoch = self.redis.incrby(names.EPOCH, above + 1 - epoch)
+                epoch = self.redis.incrby(self.names.epoch, above + 1 - epoch)
         self.epoch = int(epoch)
 
     def check(self) -> None:
@@ -50,7 +52,7 @@ class Fence:
             Unavailable: Redis is away.
         """
         with redis_errors():
-            self._insist_on(self.redis.get(names.EPOCH))
+            self._insist_on(self.redis.get(self.names.epoch))
 
     def write(self, queue: Callable[[Pipeline], object]) -> list[Any]:
         """Return the answers to the commands that `queue` queues; all of them happen, or none.
@@ -61,8 +63,8 @@ class Fence:
             Unavailable: Redis is away; whether it was written is not known.
         """
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
-            pipe.watch(names.EPOCH)
-            self._insist_on(pipe.get(names.EPOCH))
+            pipe.watch(self.names.epoch)
+            self._insist_on(pipe.get(self.names.epoch))
             pipe.multi()
             queue(pipe)
             try:

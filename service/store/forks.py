@@ -10,7 +10,7 @@ into Redis what the checkpoint needs (`adopt`). `origin` stays a pin of the fork
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 from redis.client import Pipeline
 
 from service.errors import CorruptState, Misused
-from service.store import directory, names, pins
+from service.store import directory, pins
 from service.store.copies import copied
 from service.store.directory import TEMPORARY, StoredDirectory
 from service.store.fence import Fence
 from service.store.link import redis_errors
+from service.store.names import DEFAULT, Names
 from service.store.numbering import renumber
 from service.store.replay import ReplayStore
 from service.store.snapshots import POINTER, SnapshotReader
@@ -33,7 +34,7 @@ ORIGIN = "origin"
 """Name of the pin that a fork began with; also the fact by which its checkpoint is known."""
 
 
-def fork(source: Path, chosen: str, destination: Path, url: str) -> int:
+def fork(source: Path, chosen: str, destination: Path, url: str, names: Names = DEFAULT) -> int:
     """Return the number of the last entry that a new state directory has learned.
 
     Args:
@@ -41,6 +42,7 @@ def fork(source: Path, chosen: str, destination: Path, url: str) -> int:
         chosen: name of a pin, or else number of a kept checkpoint, in digits.
         destination: the new state directory; whole, or not there.
         url: of the Redis server of `source`; not asked where a pin is chosen.
+        names: of the stream of `source`.
 
     Raises:
         Misused: there is no such pin or checkpoint, or the destination is there already.
@@ -48,10 +50,11 @@ def fork(source: Path, chosen: str, destination: Path, url: str) -> int:
         Unavailable: Redis is away.
         OSError: the disk is full or refuses.
     """
-    with _new_directory(destination) as temporary:
+    fence = Fence(url, names)  # claims nothing: it only reads
+    with closing(fence), _new_directory(destination) as temporary:
         for name in (pins.DIRECTORY, "checkpoints"):
             (temporary / name).mkdir()
-        origin = _origin(source, chosen, temporary / pins.DIRECTORY / ORIGIN, url)
+        origin = _origin(source, chosen, temporary / pins.DIRECTORY / ORIGIN, fence)
         checkpoint = dict(origin.facts["checkpoint"])
         progress = {**checkpoint["progress"], "position": START}
         facts = {
@@ -87,7 +90,7 @@ def adopt(fence: Fence, state_dir: Path) -> bool:
     if checkpoint is None:
         return False
     with redis_errors():
-        if fence.redis.exists(names.IDENTITY):
+        if fence.redis.exists(fence.names.identity):
             return False
     origin = pins.open_pin(state_dir / pins.DIRECTORY / ORIGIN)
     replay = ReplayStore(fence)
@@ -100,7 +103,7 @@ def adopt(fence: Fence, state_dir: Path) -> bool:
         _check_schema(fence, stream["schema"])
         return consumed + present
 
-    queue = partial(_settle, stream, consumed, checkpoint.facts["identity"])
+    queue = partial(_settle, fence.names, stream, consumed, checkpoint.facts["identity"])
     renumber(fence, count, queue, above=START)
     return True
 
@@ -134,18 +137,14 @@ def export_snapshot(state_dir: Path, version: int | None, destination: Path) -> 
     return int(stored.facts["version"])
 
 
-def _origin(source: Path, chosen: str, path: Path, url: str) -> StoredDirectory:
+def _origin(source: Path, chosen: str, path: Path, fence: Fence) -> StoredDirectory:
     if pins.NAME.fullmatch(chosen) and (source / pins.DIRECTORY / chosen).exists():
         pinned = pins.open_pin(source / pins.DIRECTORY / chosen)
         return directory.write(path, copied(pinned), pinned.facts, linked={})
     if not (chosen.isascii() and chosen.isdigit()):
         raise Misused(f"expected the name of a pin or the number of a checkpoint, got {chosen!a}")
     checkpoint = pins.open_checkpoint(source, int(chosen))
-    fence = Fence(url)  # claims nothing: it only reads
-    try:
-        return pins.copy_checkpoint(path, checkpoint, fence)
-    finally:
-        fence.close()
+    return pins.copy_checkpoint(path, checkpoint, fence)
 
 
 @contextmanager
@@ -187,7 +186,7 @@ def _check_schema(fence: Fence, learned: str) -> None:
         CorruptState: naming both kinds.
     """
     with redis_errors():
-        record: Any = fence.redis.get(names.SCHEMA)
+        record: Any = fence.redis.get(fence.names.schema)
     if record is None:
         return
     accepted, schema = StreamSchema.from_record(record), StreamSchema.from_record(learned.encode())
@@ -199,10 +198,12 @@ def _check_schema(fence: Fence, learned: str) -> None:
         )
 
 
-def _settle(stream: dict[str, Any], consumed: int, identity: str, pipe: Pipeline) -> None:
+def _settle(
+    names: Names, stream: dict[str, Any], consumed: int, identity: str, pipe: Pipeline
+) -> None:
     """Queue what makes the log the fork's; its name, last of all, says that this was done."""
-    pipe.set(names.SCHEMA, stream["schema"])
+    pipe.set(names.schema, stream["schema"])
     if stream["classes"]:
-        pipe.sadd(names.CLASSES, *stream["classes"])
-    pipe.hset(names.PROGRESS, mapping={"position": START, "consumed": consumed})
-    pipe.set(names.IDENTITY, identity)
+        pipe.sadd(names.classes, *stream["classes"])
+    pipe.hset(names.progress, mapping={"position": START, "consumed": consumed})
+    pipe.set(names.identity, identity)

@@ -12,6 +12,7 @@ from service.errors import IncompleteHistory, Unavailable
 from service.store.archive import DIRECTORY
 from service.store.entry import Entry
 from service.store.link import connect
+from service.store.names import DEFAULT, Names
 from service.store.ranges import END, newest_number, read_range
 from service.store.segment import Record
 from service.store.segments import read_segments
@@ -21,15 +22,17 @@ from service.store.stream_ids import START
 class History:
     """The entries of a stream, by number; close it after use."""
 
-    def __init__(self, state_dir: Path, url: str) -> None:
+    def __init__(self, state_dir: Path, url: str, names: Names = DEFAULT) -> None:
         """Name the places; nothing is read yet.
 
         Args:
             state_dir: where the archive is.
             url: of the Redis server that has the log.
+            names: of the stream.
         """
         self._archive = state_dir / DIRECTORY
         self._redis = connect(url)
+        self._names = names
 
     def last(self) -> int:
         """Return the number of the newest entry; 0 before the first.
@@ -38,7 +41,7 @@ class History:
             Unavailable: Redis is away.
         """
         with _present():
-            return newest_number(self._redis)
+            return newest_number(self._redis, self._names)
 
     def entries(self, after: int, until: int) -> Iterator[Entry]:
         """Yield the entries numbered after + 1 to until, in their order, a few in memory.
@@ -75,7 +78,7 @@ class History:
             number, position = record.number, record.position
         while True:
             with _present():
-                oldest, chunk = read_range(self._redis, position, END)
+                oldest, chunk = read_range(self._redis, self._names, position, END)
             if not chunk or (number and oldest > number + 1):
                 return
             for following, (position, fields) in enumerate(chunk, max(number + 1, oldest)):

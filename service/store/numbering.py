@@ -1,7 +1,7 @@
 """The count that gives entries of the log their numbers, set anew.
 
 Entries do not carry their number: Redis counts those ever added (`entries-added`) and those
-present, so the oldest present has the number added - present + 1. `names.ACCEPTED` says the same
+present, so the oldest present has the number added - present + 1. `names.accepted` says the same
 as `entries-added`, and both are set at once, while nobody appends.
 """
 
@@ -11,20 +11,20 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
-from service.store import names
 from service.store.fence import Fence
 from service.store.link import lost_connection, redis_errors
+from service.store.names import Names
 from service.store.stream_ids import order
 
 FIRST = "0-1"
 """The lowest id that an entry can have."""
 
 
-def stream_facts(redis: Any) -> tuple[int, int, str]:  # noqa: ANN401  redis-py's types are a union
+def stream_facts(redis: Any, names: Names) -> tuple[int, int, str]:  # noqa: ANN401  redis-py's types are a union
     """Return entries ever added, entries present and the last id of the log; zeros without one."""
-    if not redis.exists(names.LOG):
+    if not redis.exists(names.log):
         return 0, 0, "0-0"
-    info: Any = redis.xinfo_stream(names.LOG)
+    info: Any = redis.xinfo_stream(names.log)
     last = info["last-generated-id"].decode()
     return int(info["entries-added"]), int(info["length"]), last
 
@@ -48,21 +48,22 @@ def renumber(
         StateDirectoryBusy: a later worker has started; nothing was written.
         Unavailable: Redis is away; whether it was written is not known.
     """
+    names = fence.names
     while True:  # until no batch is accepted between looking and writing
         with redis_errors(), fence.redis.pipeline(transaction=True) as pipe:
-            pipe.watch(names.EPOCH, names.LOG, names.SCHEMA)
+            pipe.watch(names.epoch, names.log, names.schema)
             fence.check()
-            added, present, last = stream_facts(pipe)
+            added, present, last = stream_facts(pipe, names)
             newest = count(added, present)
             pipe.multi()
             if last == "0-0":
                 last = FIRST
-                pipe.xadd(names.LOG, {"made": ""}, id=FIRST)
-                pipe.xdel(names.LOG, FIRST)
+                pipe.xadd(names.log, {"made": ""}, id=FIRST)
+                pipe.xdel(names.log, FIRST)
             queue(pipe)
             last = max(last, above, key=order)
-            pipe.execute_command("XSETID", names.LOG, last, "ENTRIESADDED", newest)
-            pipe.set(names.ACCEPTED, newest)
+            pipe.execute_command("XSETID", names.log, last, "ENTRIESADDED", newest)
+            pipe.set(names.accepted, newest)
             try:
                 pipe.execute()
             except WatchError as error:

@@ -20,7 +20,7 @@ from safetensors.numpy import load
 
 from service.engine.protocol import Array, Label, Labels, MemberId, Members
 from service.errors import CorruptState, Misused
-from service.store import directory, names
+from service.store import directory
 from service.store.copies import OnDemand, copied
 from service.store.directory import StoredDirectory
 from service.store.entry import decode_payload, encode
@@ -171,8 +171,8 @@ def _write(
 
 def _stream(fence: Fence) -> dict[str, Any]:
     with redis_errors():
-        schema: Any = fence.redis.get(names.SCHEMA)
-        classes: Any = fence.redis.smembers(names.CLASSES)
+        schema: Any = fence.redis.get(fence.names.schema)
+        classes: Any = fence.redis.smembers(fence.names.classes)
     if schema is None:
         raise CorruptState("redis has lost what a sample of the stream is")
     return {"schema": schema.decode(), "classes": sorted(label.decode() for label in classes)}

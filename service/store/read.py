@@ -12,11 +12,11 @@ from typing import Any
 
 from redis.client import Pipeline
 
-from service.store import names
 from service.store.aside import SetAside, queue_again
 from service.store.entry import BatchStatus
 from service.store.fence import Fence
 from service.store.link import redis_errors
+from service.store.names import Names
 from service.store.records import forget_old, queue_record
 from service.store.stream_ids import START, RawEntry, following
 
@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def member(self) -> str:
-        """Its member of `names.DONE`: the batch id and, behind a space, the Idempotency-Key."""
+        """Its member of `names.done`: the batch id and, behind a space, the Idempotency-Key."""
         key = self.idempotency_key
         return self.status.batch_id if key is None else f"{self.status.batch_id} {key}"
 
@@ -49,22 +49,23 @@ class Log:
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
         self._redis: Any = fence.redis
+        self._names = fence.names
         self._trimmed = START
 
     def identity(self) -> str | None:
         """Return the name of this log, or None before it has one."""
         with redis_errors():
-            found = self._redis.get(names.IDENTITY)
+            found = self._redis.get(self._names.identity)
         return None if found is None else found.decode()
 
     def identify(self, identity: str) -> None:
         """Give this log its name."""
-        self._fence.write(lambda pipe: pipe.set(names.IDENTITY, identity))
+        self._fence.write(lambda pipe: pipe.set(self._names.identity, identity))
 
     def read(self, after: str, *, count: int, block_ms: int) -> list[RawEntry]:
         """Return up to `count` entries behind a position, waiting up to `block_ms` for one."""
         with redis_errors():
-            answer = self._redis.xread({names.LOG: after}, count=count, block=block_ms)
+            answer = self._redis.xread({self._names.log: after}, count=count, block=block_ms)
         return [
             (position.decode(), fields) for _, entries in answer for position, fields in entries
         ]
@@ -74,7 +75,7 @@ class Log:
         if position == self._trimmed:
             return
         minid = following(position)
-        self._fence.write(lambda pipe: pipe.xtrim(names.LOG, minid=minid, approximate=False))
+        self._fence.write(lambda pipe: pipe.xtrim(self._names.log, minid=minid, approximate=False))
         self._trimmed = position
 
     def gap(self, trimmed: int, consumed: int) -> int:
@@ -89,8 +90,8 @@ class Log:
             consumed: number of the last entry read.
         """
         with redis_errors():
-            exists = self._redis.exists(names.LOG)
-            info: Any = self._redis.xinfo_stream(names.LOG) if exists else _NO_STREAM
+            exists = self._redis.exists(self._names.log)
+            info: Any = self._redis.xinfo_stream(self._names.log) if exists else _NO_STREAM
         added, present = int(info["entries-added"]), int(info["length"])
         return added - present - trimmed or min(0, added - consumed)
 
@@ -100,24 +101,24 @@ class Log:
         Idempotent; one that was kept before and has been released or dropped stays so.
         """
         for one in entries:
-            self._fence.write(partial(_keep, one))
+            self._fence.write(partial(_keep, self._names, one))
 
     def release(self, positions: Sequence[str]) -> int:
         """Append entries that were set aside to the log again; return how many there were."""
         released = 0
         for position in positions:
             with redis_errors():
-                record = self._redis.hget(names.QUARANTINE, position)
+                record = self._redis.hget(self._names.quarantine, position)
             if record:
                 again = SetAside.from_record(position, record)
-                self._fence.write(partial(queue_again, again))
+                self._fence.write(partial(queue_again, self._names, again))
                 released += 1
         return released
 
     def told(self) -> int:
         """Return the number of the checkpoint that was told last; 0 before the first."""
         with redis_errors():
-            return int(self._redis.hget(names.PROGRESS, "checkpoint") or 0)
+            return int(self._redis.hget(self._names.progress, "checkpoint") or 0)
 
     def tell(
         self, position: str, consumed: int, outcomes: Sequence[Outcome], *, checkpoint: int = 0
@@ -135,20 +136,22 @@ class Log:
             "consumed": consumed,
             "checkpoint": checkpoint,
         }
-        self._fence.write(partial(_tell, progress, outcomes))
+        self._fence.write(partial(_tell, self._names, progress, outcomes))
         forget_old(self._fence)
 
     def tell_state(self, state: str, problem: str = "") -> None:
         """Say whether the worker learns (`learning`), or why it has stopped (`stopped`)."""
         facts: dict[Any, Any] = {"state": state, "problem": problem, "epoch": self._fence.epoch}
-        self._fence.write(lambda pipe: pipe.hset(names.WORKER, mapping=facts))
+        self._fence.write(lambda pipe: pipe.hset(self._names.worker, mapping=facts))
 
 
-def _keep(one: SetAside, pipe: Pipeline) -> None:
-    pipe.hsetnx(names.QUARANTINE, one.position, one.to_record())
+def _keep(names: Names, one: SetAside, pipe: Pipeline) -> None:
+    pipe.hsetnx(names.quarantine, one.position, one.to_record())
 
 
-def _tell(progress: dict[Any, Any], outcomes: Sequence[Outcome], pipe: Pipeline) -> None:
-    pipe.hset(names.PROGRESS, mapping=progress)
+def _tell(
+    names: Names, progress: dict[Any, Any], outcomes: Sequence[Outcome], pipe: Pipeline
+) -> None:
+    pipe.hset(names.progress, mapping=progress)
     for outcome in outcomes:
-        queue_record(pipe, outcome.status, outcome.member)
+        queue_record(names, pipe, outcome.status, outcome.member)

@@ -17,7 +17,6 @@ from redis.client import Pipeline
 
 from service.engine.protocol import Array, Label, MemberId, Members
 from service.errors import CorruptState
-from service.store import names
 from service.store.fence import Fence
 from service.store.link import redis_errors
 
@@ -31,11 +30,12 @@ class ReplayStore:
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
         self._redis: Any = fence.redis
+        self._name = fence.names.replay
 
     def ids(self) -> set[MemberId]:
         """Return the ids of all members stored."""
         with redis_errors():
-            fields: Any = self._redis.hkeys(names.REPLAY)
+            fields: Any = self._redis.hkeys(self._name)
         return {_parse(field) for field in fields}
 
     def put(self, members: Mapping[MemberId, tuple[Array, Label | None]]) -> None:
@@ -44,7 +44,7 @@ class ReplayStore:
         for start in range(0, len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
             values: dict[Any, Any] = {_field(id_): _encode(*members[id_]) for id_ in chunk}
-            self._fence.write(partial(_hset, values))
+            self._fence.write(partial(_hset, self._name, values))
 
     def fetch(self, ids: Sequence[MemberId]) -> Members:
         """Return the members named, in the order named.
@@ -56,7 +56,7 @@ class ReplayStore:
         for start in range(0, len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
             with redis_errors():
-                values: Any = self._redis.hmget(names.REPLAY, [_field(id_) for id_ in chunk])
+                values: Any = self._redis.hmget(self._name, [_field(id_) for id_ in chunk])
             decoded += [_decode(id_, value) for id_, value in zip(chunk, values, strict=True)]
         return Members(x=[x for x, _ in decoded], labels=[label for _, label in decoded])
 
@@ -65,15 +65,15 @@ class ReplayStore:
         fields = [_field(id_) for id_ in ids]
         for start in range(0, len(fields), CHUNK):
             chunk = fields[start : start + CHUNK]
-            self._fence.write(partial(_hdel, chunk))
+            self._fence.write(partial(_hdel, self._name, chunk))
 
 
-def _hset(values: Mapping[Any, Any], pipe: Pipeline) -> None:
-    pipe.hset(names.REPLAY, mapping=values)
+def _hset(name: str, values: Mapping[Any, Any], pipe: Pipeline) -> None:
+    pipe.hset(name, mapping=values)
 
 
-def _hdel(fields: Sequence[str], pipe: Pipeline) -> None:
-    pipe.hdel(names.REPLAY, *fields)
+def _hdel(name: str, fields: Sequence[str], pipe: Pipeline) -> None:
+    pipe.hdel(name, *fields)
 
 
 def _field(member: MemberId) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 from redis.client import Pipeline
 
 from service.errors import CorruptState, Misused
-from service.store import names
 from service.store.archive import Mark
 from service.store.entry import BatchStatus, Entry
 from service.store.fence import Fence
 from service.store.link import redis_errors
+from service.store.names import RECORD_LIFETIME_S
 from service.store.numbering import renumber, stream_facts
 from service.store.ranges import CHUNK
 from service.store.stream_ids import START, RawEntry, following, order
@@ -84,7 +84,7 @@ def check_joined(fence: Fence, oldest: Mark, reached: Mark) -> None:
         CorruptState: naming what does not fit.
         Unavailable: Redis is away.
     """
-    accepted, (added, _, last) = _counts(fence.redis)
+    accepted, (added, _, last) = _counts(fence)
     if added < max(accepted, reached.number):
         newest = max(accepted, reached.number)
         raise CorruptState(
@@ -97,7 +97,7 @@ def check_joined(fence: Fence, oldest: Mark, reached: Mark) -> None:
         )
     with redis_errors():
         if oldest.number < reached.number and not fence.redis.xrange(
-            names.LOG, reached.position, reached.position
+            fence.names.log, reached.position, reached.position
         ):
             raise CorruptState(
                 f"the log lacks entry {reached.number} at {reached.position}, which was read"
@@ -125,8 +125,8 @@ def survey(fence: Fence, oldest: Mark, reached: Mark, learned: Callable[[str], b
     Raises:
         Unavailable: Redis is away.
     """
-    queued = _queued(fence.redis)  # first: whatever is queued by now is in the log, or lost
-    accepted, (added, length, last) = _counts(fence.redis)
+    queued = _queued(fence)  # first: whatever is queued by now is in the log, or lost
+    accepted, (added, length, last) = _counts(fence)
     # A log that began anew, or lost its end, may have new entries under ids of before.
     anew = added < max(accepted, reached.number) or order(last) < order(reached.position)
 
@@ -134,9 +134,9 @@ def survey(fence: Fence, oldest: Mark, reached: Mark, learned: Callable[[str], b
         """Say whether the learner has been past an entry."""
         if order(position) > order(reached.position):
             return False
-        return not anew or learned(batch_id) or _is_set_aside(fence.redis, position)
+        return not anew or learned(batch_id) or _is_set_aside(fence, position)
 
-    rows = list(_rows(fence.redis, last, was_learned))
+    rows = list(_rows(fence, last, was_learned))
     past, ahead = [r for r in rows if r.learned], [r for r in rows if not r.learned]
     whole = sum(row.whole for row in ahead)
     needed = [r for r in past if r.whole and order(r.position) > order(oldest.position)]
@@ -184,33 +184,34 @@ def settle(fence: Fence, loss: Loss) -> None:
     def queue(pipe: Pipeline) -> None:
         """Remove what does not stay."""
         if loss.damaged:
-            pipe.xdel(names.LOG, *loss.damaged)
+            pipe.xdel(fence.names.log, *loss.damaged)
         if loss.closes_way_back:
-            pipe.xtrim(names.LOG, minid=following(loss.position), approximate=False)
+            pipe.xtrim(fence.names.log, minid=following(loss.position), approximate=False)
 
     renumber(fence, count, queue, above=loss.position)
 
 
-def _counts(redis: Any) -> tuple[int, tuple[int, int, str]]:  # noqa: ANN401  redis-py's types are a union
+def _counts(fence: Fence) -> tuple[int, tuple[int, int, str]]:
+    redis: Any = fence.redis
     with redis_errors():
-        accepted = int(redis.get(names.ACCEPTED) or 0)  # first: it is never ahead of the log then
-        return accepted, stream_facts(redis)
+        accepted = int(redis.get(fence.names.accepted) or 0)  # first: never ahead of the log then
+        return accepted, stream_facts(fence.redis, fence.names)
 
 
-def _rows(redis: Any, last: str, was_learned: Callable[[str, str], bool]) -> Iterator[_Row]:  # noqa: ANN401
+def _rows(fence: Fence, last: str, was_learned: Callable[[str, str], bool]) -> Iterator[_Row]:
     """Yield the entries up to a position; behind one that was not learned, none was."""
     learned = True
-    for position, fields in _entries(redis, last):
+    for position, fields in _entries(fence, last):
         batch_id = fields.get(b"batch_id", b"").decode(errors="replace")
         learned = learned and was_learned(position, batch_id)
         yield _Row(position, batch_id, learned, _is_whole(position, fields))
 
 
-def _entries(redis: Any, last: str) -> Iterator[RawEntry]:  # noqa: ANN401
+def _entries(fence: Fence, last: str) -> Iterator[RawEntry]:
     after = "-"
     while True:
         with redis_errors():
-            chunk: Any = redis.xrange(names.LOG, after, last, count=CHUNK)
+            chunk: Any = fence.redis.xrange(fence.names.log, after, last, count=CHUNK)
         if not chunk:
             return
         for position, fields in chunk:
@@ -226,18 +227,18 @@ def _is_whole(position: str, fields: dict[bytes, bytes]) -> bool:
     return True
 
 
-def _is_set_aside(redis: Any, position: str) -> bool:  # noqa: ANN401
+def _is_set_aside(fence: Fence, position: str) -> bool:
     with redis_errors():
-        return bool(redis.hexists(names.QUARANTINE, position))
+        return bool(fence.redis.hexists(fence.names.quarantine, position))
 
 
-def _queued(redis: Any) -> dict[str, BatchStatus]:  # noqa: ANN401
+def _queued(fence: Fence) -> dict[str, BatchStatus]:
     """Return the records of the batches that wait to be learned, by batch id."""
     found: dict[str, BatchStatus] = {}
     with redis_errors():
-        keys: list[bytes] = list(redis.scan_iter(match=names.batch("*"), count=RECORDS))
+        keys: list[bytes] = list(fence.redis.scan_iter(match=fence.names.batch("*"), count=RECORDS))
         for at in range(0, len(keys), RECORDS):
-            records: Any = redis.mget(keys[at : at + RECORDS])
+            records: Any = fence.redis.mget(keys[at : at + RECORDS])
             listed = [BatchStatus.from_record(record) for record in records if record]
             found |= {status.batch_id: status for status in listed if status.state == "queued"}
     return found
@@ -247,7 +248,7 @@ def _tell_lost(fence: Fence, statuses: Sequence[BatchStatus]) -> None:
     def queue(pipe: Pipeline) -> None:
         for status in statuses:
             lost = replace(status, state="quarantined", reason=REASON)
-            record, lifetime_s = lost.to_record(), names.RECORD_LIFETIME_S
-            pipe.set(names.batch(lost.batch_id), record, ex=lifetime_s)
+            record, lifetime_s = lost.to_record(), RECORD_LIFETIME_S
+            pipe.set(fence.names.batch(lost.batch_id), record, ex=lifetime_s)
 
     fence.write(queue)

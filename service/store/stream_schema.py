@@ -35,7 +35,7 @@ class StreamSchema:
         return StreamSchema(self.input, labels)
 
     def to_record(self) -> str:
-        """Return the JSON that lies under `names.SCHEMA`."""
+        """Return the JSON that lies under `names.schema`."""
         return json.dumps({"input": str(self.input), "labels": self.labels})
 
     @classmethod

@@ -91,7 +91,7 @@ class Custody:
     def _trim(self, oldest: Progress, reached: Progress) -> None:
         check_joined(self._fence, _mark(oldest), _mark(reached))
         if self._archive is not None:
-            read = partial(read_range, self._fence.redis)
+            read = partial(read_range, self._fence.redis, self._fence.names)
             archive_until(self._archive, read, oldest.consumed, oldest.position)
         self._log.trim(oldest.position)
         gap = self._log.gap(oldest.consumed, reached.consumed)

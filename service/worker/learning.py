@@ -19,6 +19,7 @@ from service.store.decisions import Decision
 from service.store.entry import Entry
 from service.store.fence import Fence
 from service.store.forks import adopt
+from service.store.names import Names
 from service.store.read import Log
 from service.store.resync import Loss
 from service.store.snapshots import SnapshotWriter
@@ -46,7 +47,7 @@ class Learning:
         self._settings = settings
         self._engines = engines
         self._metrics = metrics
-        self.fence = Fence(url)
+        self.fence = Fence(url, Names(settings.stream))
         """What keeps a worker that was superseded from writing."""
         self._log = Log(self.fence)
         self._custody = Custody(settings, self.fence, metrics)

@@ -17,8 +17,8 @@ from typing import Any
 from service.errors import Unavailable
 from service.processes import _die_with_parent
 from service.settings import Settings
-from service.store import names
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.store.server import EmbeddedServer, server_url
 from service.supervisor import child_environment
 from service.worker.checkpoints import Checkpoint, Checkpoints
@@ -234,7 +234,7 @@ def counts(redis_url: str) -> tuple[int, int]:
     """Return the entries accepted, and how many of them a checkpoint holds."""
     redis: Any = connect(redis_url)
     try:
-        accepted, consumed = redis.get(names.ACCEPTED), redis.hget(names.PROGRESS, "consumed")
+        accepted, consumed = redis.get(names.accepted), redis.hget(names.progress, "consumed")
         return int(accepted or 0), int(consumed or 0)
     finally:
         redis.close()

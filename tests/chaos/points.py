@@ -24,8 +24,9 @@ from typing import Any
 
 from service.engine.protocol import Engines
 from service.settings import Settings
-from service.store import fence, names
+from service.store import fence
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from service.supervisor import child_environment
 from service.worker import loop
 from tests.chaos.parts import ROOT, counts, newest_checkpoint
@@ -143,7 +144,7 @@ class Bench:
 
     def _to_the_end(self, points: Points | None, listed: Path | None = None) -> int:
         """Let a worker learn the whole log; return how it ended: its code, or minus the signal."""
-        epoch = int(self._redis.get(names.EPOCH) or 0)
+        epoch = int(self._redis.get(names.epoch) or 0)
         child = self._fork(points, listed)
         deadline, asked = time.monotonic() + END_S, False
         while True:
@@ -151,7 +152,7 @@ class Bench:
             if pid:
                 return os.waitstatus_to_exitcode(status)
             _, consumed = counts(str(self._settings.redis_url))
-            runs = int(self._redis.get(names.EPOCH) or 0) > epoch  # and so it hears signals
+            runs = int(self._redis.get(names.epoch) or 0) > epoch  # and so it hears signals
             if runs and not asked and (consumed == self._entries or time.monotonic() > deadline):
                 os.kill(child, signal.SIGTERM)
                 asked = True

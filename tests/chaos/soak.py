@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from service.store import names
 from service.store.link import connect
+from service.store.names import DEFAULT as names
 from tests.chaos.checker import Verdict, check
 from tests.chaos.clients import Prober, RetryingClient, finish_all
 from tests.chaos.parts import TOY_WORKER, Service, chaos_settings
@@ -159,7 +159,7 @@ def _left(redis: Any) -> tuple[dict[str, int], float]:  # noqa: ANN401  redis-py
     for name in redis.scan_iter(count=1000):
         kind = name.decode().split(":")[2]
         kinds[kind] = kinds.get(kind, 0) + 1
-    kinds |= {"log": redis.xlen(names.LOG), "replay": redis.hlen(names.REPLAY)}
+    kinds |= {"log": redis.xlen(names.log), "replay": redis.hlen(names.replay)}
     return kinds, redis.info("memory")["used_memory"] / 2**20
 
 
