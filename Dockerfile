@@ -1,7 +1,7 @@
 # One image for `levit serve`, `levit api` and `levit worker`; on the CPU, unless built with
 #   docker build --build-arg TORCH_INDEX= .        (PyPI's default build for Linux, which is CUDA)
 
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.11.14-slim-bookworm AS build
 ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -14,7 +14,7 @@ COPY learner /build/learner
 COPY service /build/service
 RUN /venv/bin/pip install --no-deps /build
 
-FROM python:3.11-slim-bookworm
+FROM python:3.11.14-slim-bookworm
 COPY --from=build /venv /venv
 RUN install --directory --owner=10001 --group=10001 --mode=700 /state
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

@@ -17,7 +17,7 @@ SLOW := crash or soak or browser
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-fast soak lint sbom audit clean
+.PHONY: help install demo bench test test-fast soak lint secrets sbom audit clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ lint: install ## Style, import contracts, docstrings, types, dependencies
 	$(BIN)/interrogate -v --omit-covered-files -c pyproject.toml learner service
 	$(BIN)/mypy
 	$(BIN)/deptry .
+
+secrets: ## Draw the passwords that docker compose reads, into deploy/secrets; those that exist stay
+	deploy/make-secrets.sh
 
 sbom: install ## Write deploy/sbom.json, the bill of materials, again after a lock changed
 	$(BIN)/python -m tests.sbom > deploy/sbom.json

@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """Directory of the data sets that `levit demo --data NAME` and the benchmarks read."""
     redis_url: str | None = Field(default=None)
     """redis:// or unix:// address of a server of yours; unset: one is started in `state_dir`."""
+    redis_password_file: Path | None = Field(default=None)
+    """File with the password of the user whom `redis_url` names, as in redis://api@redis:6379."""
     redis_maxmemory_bytes: int = Field(default=2**30, ge=64 * 2**20)
     """Memory limit of the server started in `state_dir`: log, replay memory and records."""
     host: str = Field(default="127.0.0.1")

@@ -1,10 +1,12 @@
 """Fixtures of all tests: a clean environment, a state directory, a real Redis."""
 
 import os
+import re
 import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -13,7 +15,7 @@ import uvicorn
 
 from service.api.app import create_app
 from service.settings import PREFIX, Settings
-from service.store.link import connect
+from service.store.link import connect, connect_async
 from service.store.server import EmbeddedServer, bundled_binary
 from tests.served import publish, running_api, until_served
 from tests.system_packages import require
@@ -23,6 +25,31 @@ for name in [name for name in os.environ if name.startswith(PREFIX)]:
     del os.environ[name]
 
 MakeSettings = Callable[..., Settings]
+DEPLOY = Path(__file__).parent.parent / "deploy"
+WITH_USERS: set[str] = set()
+"""Addresses of the servers that know the users of deploy/redis-users.acl."""
+
+
+@pytest.fixture(autouse=True)
+def least_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what runs in this process reach Redis as the user that it is given when deployed.
+
+    Where a test fails as "redis refuses this user", the code sends a command that
+    deploy/redis-users.acl does not grant: grant it there to the process that sends it, if it must.
+    """
+    for user, connects, modules in (
+        ("worker", connect, ("fence", "history")),
+        ("api", connect_async, ("append", "commands", "quarantine")),
+    ):
+        for module in modules:
+            monkeypatch.setattr(
+                f"service.store.{module}.{connects.__name__}", partial(_as_user, user, connects)
+            )
+
+
+def _as_user(user: str, connects: Callable[[str], object], url: str) -> object:
+    known = url in WITH_USERS
+    return connects(url.replace("unix://", f"unix://{user}:any@") if known else url)
 
 
 @pytest.fixture
@@ -38,6 +65,7 @@ def _embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = Settings(state_dir=tmp_path_factory.mktemp("embedded"))
     server = EmbeddedServer(settings, bundled_binary())
     server.start()
+    _add_users(server.url)
     yield server.url
     server.stop()
 
@@ -46,9 +74,9 @@ def _embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Debian's redis-server with the shipped configuration, but for where it listens and writes."""
     home = tmp_path_factory.mktemp("debian")
-    shipped = (Path(__file__).parent.parent / "deploy" / "redis.conf").read_text()
+    shipped = (DEPLOY / "redis.conf").read_text().replace("dir /data", f"dir {home}")
     configuration = home / "redis.conf"
-    configuration.write_text(shipped.replace("dir /data", f"dir {home}"))
+    configuration.write_text(re.sub("^aclfile .*", "", shipped, flags=re.MULTILINE))
     placed = ["--port", "0", "--unixsocket", str(home / "redis.sock")]
     with subprocess.Popen(
         [require("redis-server"), configuration, *placed], stdout=subprocess.DEVNULL
@@ -59,6 +87,7 @@ def _debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert process.poll() is None
         redis.ping()
         redis.close()
+        _add_users(url)
         yield url
         process.terminate()
 
@@ -129,6 +158,16 @@ async def serving(api_settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     async with running_api(api_settings) as client:
         await until_served(client)
         yield client
+
+
+def _add_users(url: str) -> None:
+    """Give a server the users that it has where the service is deployed, here without passwords."""
+    redis = connect(url)
+    for line in (DEPLOY / "redis-users.acl").read_text().splitlines()[1:]:
+        _, name, _, *rights = line.split()
+        redis.execute_command("ACL", "SETUSER", name, "reset", "on", "nopass", *rights)
+    redis.close()
+    WITH_USERS.add(url)
 
 
 def _emptied(url: str) -> Iterator[str]:

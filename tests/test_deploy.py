@@ -25,6 +25,16 @@ QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["
 ]
 
 
+RELEASE = re.compile(r"v?\d+\.\d+\.\d+\b")
+"""What a tag begins with that is not moved to the next version."""
+PASSWORD = re.compile(
+    r"(?i:password|passwd|secret|token)\"?\s*[:=]\s*\"?(?!/run/secrets/)[\w]"
+    r"|^\s*(?:requirepass|masterauth)\b|://[^/\s@]*:[^/\s@]+@|\s>\S",
+    re.MULTILINE,
+)
+"""Where something secret would be written out: a value, an address with a password, a user's."""
+
+
 def metrics_in(query: str) -> set[str]:
     """Return the metrics that a PromQL query names, ours and those of processes."""
     return set(re.findall(r"\b(?:levit|process)_\w+", query))
@@ -59,15 +69,29 @@ def test_a_container_has_no_more_rights_than_it_needs(name: str) -> None:
     assert service["pids_limit"] > 0
     assert service["mem_limit"]
     assert service["stop_grace_period"] == "30s"
-    assert "privileged" not in service
+    assert service["restart"] == "unless-stopped"
+    assert not {"privileged", "cap_add", "devices", "pid", "ipc", "network_mode"} & set(service)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nothing_that_a_container_writes_in_memory_can_be_run(name: str) -> None:
+    for mount in SERVICES[name].get("tmpfs", []):
+        assert {"noexec", "nosuid"} < set(mount.split(":")[1].split(","))
 
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - {"api", "worker"}))
-def test_an_image_of_others_is_pinned_and_runs_as_an_ordinary_user(name: str) -> None:
+def test_an_image_of_others_is_of_one_release_and_runs_as_an_ordinary_user(name: str) -> None:
     user, tag = SERVICES[name]["user"], SERVICES[name]["image"].split(":")[1]
 
     assert int(user.split(":")[0]) > 0
-    assert re.search(r"\d+\.\d+", tag)
+    assert RELEASE.match(tag)
+
+
+def test_our_image_is_made_of_one_release() -> None:
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+
+    assert len(set(bases)) == 1
+    assert all(RELEASE.match(base.split(":")[1]) for base in bases)
 
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - {"api"}))
@@ -98,7 +122,8 @@ def test_compose_sets_only_settings_that_exist(name: str, monkeypatch: pytest.Mo
 
     settings = Settings.read(host="0.0.0.0", state_dir="/state")  # noqa: S104  in a container
 
-    assert settings.redis_url == "redis://redis:6379/0"
+    assert settings.redis_url == f"redis://{name}@redis:6379/0"
+    assert str(settings.redis_password_file) == f"/run/secrets/redis_{name}_password"
 
 
 def test_redis_keeps_what_it_is_given() -> None:
@@ -107,15 +132,57 @@ def test_redis_keeps_what_it_is_given() -> None:
 
     assert {name: found[name].strip('"') for name in OPTIONS} == OPTIONS
     assert found["dir"] == "/data"
+    assert found["aclfile"] == "/run/secrets/redis_users"
+
+
+def test_a_container_reads_the_secrets_it_needs_and_no_others() -> None:
+    given = {name: set(service.get("secrets", [])) for name, service in SERVICES.items()}
+
+    assert given == {
+        "api": {"redis_api_password"},
+        "worker": {"redis_worker_password"},
+        "redis": {"redis_users", "redis_probe_password"},
+        "prometheus": set(),
+        "grafana": {"grafana_admin_password"},
+    }
+    assert COMPOSE["secrets"] == {
+        name: {"file": f"./deploy/secrets/{name}"} for name in set().union(*given.values())
+    }
+
+
+def test_no_password_stands_in_a_file_of_ours() -> None:
+    files = [ROOT / "docker-compose.yml", ROOT / "docker-compose.gpu.yml", ROOT / "Dockerfile"]
+    files += [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]
+    shipped = {str(path.relative_to(ROOT)): path for path in files if "secrets" not in path.parts}
+    found = {
+        name: match[0]
+        for name, path in shipped.items()
+        if (match := PASSWORD.search(path.read_text(encoding="utf-8")))
+    }
+
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GF_SECURITY_ADMIN_PASSWORD: admin",
+        "requirepass hunter2",
+        "LEVIT_REDIS_URL: redis://api:hunter2@redis:6379/0",
+        "user api on >hunter2 ~levit:*",
+        'password = "hunter2"',
+    ],
+)
+def test_a_password_would_be_noticed(line: str) -> None:
+    assert PASSWORD.search(line)
 
 
 def test_grafana_asks_for_a_password_that_is_in_no_file_of_ours() -> None:
     environment = SERVICES["grafana"]["environment"]
 
-    [secret] = COMPOSE["secrets"]
-
     assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
-    assert environment["GF_SECURITY_ADMIN_PASSWORD__FILE"] == f"/run/secrets/{secret}"
+    secret = environment["GF_SECURITY_ADMIN_PASSWORD__FILE"]
+    assert secret == "/run/secrets/grafana_admin_password"  # noqa: S105  a path
     assert "GF_SECURITY_ADMIN_PASSWORD" not in environment
     assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 

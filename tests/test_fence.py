@@ -62,9 +62,9 @@ def test_a_worker_that_is_superseded_in_the_middle_of_a_write_writes_nothing(
     old = claimed(either_server)
 
     with pytest.raises(StateDirectoryBusy):
-        old.write(lambda pipe: (server.incr(names.epoch), pipe.set("mark", 1)))
+        old.write(lambda pipe: (server.incr(names.epoch), pipe.set("levit:mark", 1)))
 
-    assert server.get("mark") is None
+    assert server.get("levit:mark") is None
 
 
 def test_without_the_fence_the_old_worker_would_have_written(
@@ -83,5 +83,5 @@ def test_a_lost_epoch_is_a_lost_log(either_server: str, server: redis.Redis) -> 
     server.flushall()
 
     with pytest.raises(CorruptState, match="lost the epoch"):
-        fence.write(lambda pipe: pipe.set("mark", 1))
-    assert server.get("mark") is None
+        fence.write(lambda pipe: pipe.set("levit:mark", 1))
+    assert server.get("levit:mark") is None

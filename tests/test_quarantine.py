@@ -193,7 +193,7 @@ async def test_control_without_watch_ten_administrators_release_it_many_times(
     async def unwatched(connected: Any) -> AsyncIterator[Any]:  # noqa: ANN401
         async with transaction(connected) as pipe:
             watch: Any = pipe.watch
-            monkeypatch.setattr(pipe, "watch", lambda _: watch("nothing"))
+            monkeypatch.setattr(pipe, "watch", lambda _: watch("levit:nothing"))
             yield pipe
 
     monkeypatch.setattr(quarantine, "transaction", unwatched)

@@ -233,7 +233,7 @@ async def test_any_other_number_is_refused_and_changes_nothing(made: Settings, c
 
 @each_case
 async def test_every_loss_is_noticed_before_anything_is_trimmed(made: Settings, case: Case) -> None:
-    await damaged(made, case)
+    found = await damaged(made, case)
     fence = claimed(str(made.redis_url))
     oldest, reached = Checkpoints(made).oldest, newest(made).progress
     log = Log(fence)
@@ -244,10 +244,10 @@ async def test_every_loss_is_noticed_before_anything_is_trimmed(made: Settings, 
         if gap := log.gap(oldest.consumed, reached.consumed):
             raise CorruptState(f"gap {gap}")
 
-    before = fence.redis.xlen(names.log)
+    before = found.server.xlen(names.log)
     with pytest.raises(CorruptState):
         notice()
-    assert fence.redis.xlen(names.log) == before
+    assert found.server.xlen(names.log) == before
 
 
 async def test_counts_alone_do_not_notice_a_log_that_is_soon_long_again(

@@ -134,7 +134,7 @@ async def test_control_without_watch_fifty_retries_are_many_entries_of_one_id(
     direct: Appender, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for record in ("idempotency", "batch"):
-        monkeypatch.setattr(direct._names, record, lambda _: f"unwatched:{uuid.uuid4()}")
+        monkeypatch.setattr(direct._names, record, lambda _: f"levit:unwatched:{uuid.uuid4()}")
 
     await asyncio.gather(*(direct.append(submission(X, key=KEY)) for _ in range(50)))
 
@@ -146,7 +146,7 @@ async def test_control_without_watch_fifty_retries_are_many_entries_of_one_id(
 async def test_control_without_derived_ids_too_nothing_tells_that_they_are_one(
     direct: Appender, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct._names, "idempotency", lambda _: f"unwatched:{uuid.uuid4()}")
+    monkeypatch.setattr(direct._names, "idempotency", lambda _: f"levit:unwatched:{uuid.uuid4()}")
     monkeypatch.setattr(append, "batch_id_of", lambda _: uuid.uuid4().hex)
 
     await asyncio.gather(*(direct.append(submission(X, key=KEY)) for _ in range(50)))

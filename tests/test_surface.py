@@ -121,6 +121,7 @@ SETTINGS = {
     "preset",
     "published_on_loopback",
     "redis_maxmemory_bytes",
+    "redis_password_file",
     "redis_url",
     "replay_bytes",
     "replay_per_batch",

@@ -16,7 +16,13 @@ import redis.asyncio
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import OutOfMemoryError, RedisError, WatchError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    OutOfMemoryError,
+    RedisError,
+    WatchError,
+)
 from redis.retry import Retry
 
 from service.errors import Unavailable
@@ -34,6 +40,7 @@ def connect(url: str) -> redis.Redis:
     return redis.Redis.from_url(
         url,
         protocol=2,
+        driver_info=None,  # CLIENT SETINFO is not in Redis 7.0, nor in the rights of our users
         socket_timeout=TIMEOUT_S,
         socket_connect_timeout=TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
@@ -45,6 +52,7 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
         protocol=2,
+        driver_info=None,  # CLIENT SETINFO is not in Redis 7.0, nor in the rights of our users
         max_connections=API_CONNECTIONS,
         timeout=TIMEOUT_S,
         socket_timeout=TIMEOUT_S,
@@ -67,6 +75,10 @@ def redis_errors() -> Iterator[None]:
     except OutOfMemoryError as error:
         raise Unavailable(
             "backlog_full", "redis has no memory left; nothing was stored", retry_after_s=1
+        ) from error
+    except (NoPermissionError, AuthenticationError) as error:
+        raise Unavailable(
+            "redis_unavailable", f"redis refuses this user: {error}", retry_after_s=1
         ) from error
     except (RedisError, OSError) as error:
         if "MISCONF" in str(error):

