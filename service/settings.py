@@ -92,6 +92,10 @@ class Settings(BaseSettings):
     """What a sample is, `image:HxWxC`, `vector:D` or `series:TxC`; unset: the first batch says."""
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Largest request body."""
+    max_json_bytes: int = Field(default=2**20, ge=1024)
+    """Largest JSON body, or line of one; parsing a MiB stops all else in the process for 50 ms."""
+    max_pixels: int = Field(default=2**24, ge=2**14, le=2**26)
+    """Most pixels in all PNG and JPEG images of one request, before they are resized."""
     max_batch: int = Field(default=1024, ge=1)
     """Most samples in one request."""
     max_classes: int = Field(default=1000, ge=2)

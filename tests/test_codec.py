@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.body import JSON, SAFETENSORS
+from service.api.bounds import Limits
 from service.api.codec import Batch, decode, submission
 from service.engine.protocol import Array, Labels
 from service.errors import BadRequest, ServiceError, TooLarge, Unprocessable
@@ -31,6 +32,7 @@ VECTOR = InputSchema.parse("vector:2")
 SERIES = InputSchema.parse("series:3x2")
 PIXELS = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
 CANARY = "canary-5d1f"
+LIMITS = Limits(max_body_bytes=2**23, max_json_bytes=2**20, max_batch=16, max_pixels=2**20)
 _SAID = json.dumps(VECTOR_TENSOR).encode()
 X_TWICE = tensors(b'{"x": %b, "x": %b}' % (_SAID, _SAID), VECTOR_BYTES)
 
@@ -42,7 +44,7 @@ def read(
     *,
     labels_allowed: bool = True,
 ) -> Batch:
-    return decode(body, media_type, known=known, max_batch=16, labels_allowed=labels_allowed)
+    return decode(body, media_type, known=known, limits=LIMITS, labels_allowed=labels_allowed)
 
 
 # What is accepted

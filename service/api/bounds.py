@@ -7,15 +7,41 @@ Dimension key: B batch; a sample has the shape of its InputSchema.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from service.engine.protocol import Array, Labels
 from service.errors import TooLarge, Unprocessable
 from service.inputs import InputSchema
+from service.settings import Settings
 
 MAX_LABEL_CHARACTERS = 64
 _BATCH_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a request may carry."""
+
+    max_body_bytes: int
+    max_json_bytes: int
+    """Of a JSON body, or of a line of JSON."""
+    max_batch: int
+    """Samples."""
+    max_pixels: int
+    """Of all its images together, before they are resized."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the limits that the settings set."""
+        return cls(
+            max_body_bytes=settings.max_body_bytes,
+            max_json_bytes=min(settings.max_json_bytes, settings.max_body_bytes),
+            max_batch=settings.max_batch,
+            max_pixels=settings.max_pixels,
+        )
 
 
 def check_batch_id(batch_id: str) -> None:

@@ -1,8 +1,9 @@
 """Requests to arrays: the body is read, decoded and checked, off the event loop where it is big.
 
-Two formats say the same. JSON is for small batches and by hand, safetensors for everything else;
-a valid safetensors body goes into the log as it came. The message of a refusal names the thing,
-the bound and the value, and quotes no more of the body than that.
+JSON is for small batches and by hand, PNG and JPEG for single images, safetensors for everything
+else; a valid safetensors body goes into the log as it came. The log holds arrays, never images in
+a format, so that a replay does not depend on who decodes them. The message of a refusal names the
+thing, the bound and the value, and quotes no more of the body than that.
 """
 
 import asyncio
@@ -16,21 +17,32 @@ from typing import TypeVar
 import numpy as np
 from starlette.requests import Request
 
-from service.api.body import JSON, SAFETENSORS, media_type_of, read_body
-from service.api.bounds import check_labels, check_samples, check_values
-from service.api.json_body import read_json
+from service.api.body import (
+    IMAGES,
+    JSON,
+    SAFETENSORS,
+    media_type_of,
+    query_label,
+    read_body,
+    refuse_query_label,
+)
+from service.api.bounds import Limits, check_labels, check_samples, check_values
+from service.api.image_body import read_images
+from service.api.json_body import may_hold_images, read_json
 from service.api.tensor_body import read_tensors
 from service.engine.protocol import Array, Label, Labels
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store.append import Submission
 from service.store.entry import encode
+from service.store.stream_schema import StreamSchema
 
 _SMALL_BYTES = 16 * 2**10
 """Bodies up to this size are decoded on the event loop: it takes less than a millisecond."""
 _DECODERS = 2
-"""Threads for bigger ones; few, as 8 MiB of JSON become some 130 MB of Python numbers. The JSON
-parser holds the interpreter's lock (some 50 ms a MiB), so threads bound its harm, not end it."""
+"""Threads for bigger ones and for images; few, as 16 million pixels take some 200 MB for a moment.
+The JSON parser holds the interpreter's lock (some 50 ms a MiB): no thread helps, a limit does."""
+_JSON_ADVICE = "; application/x-safetensors, image/png and image/jpeg may be larger"
 _T = TypeVar("_T")
 
 
@@ -50,27 +62,32 @@ def decode(
     media_type: str,
     *,
     known: InputSchema | None,
-    max_batch: int,
+    limits: Limits,
     labels_allowed: bool = True,
+    label: Label | None = None,
 ) -> Batch:
     """Return the batch that `body` spells.
 
     Args:
         body: the request's body.
-        media_type: `application/json` or `application/x-safetensors`.
+        media_type: `application/json`, `application/x-safetensors`, or an image's.
         known: what the stream's samples are; None before the first batch settles it.
-        max_batch: most samples.
+        limits: most samples and pixels.
         labels_allowed: False for /predict, whose bodies have none.
+        label: of an image, which cannot say it itself.
 
     Raises:
         ServiceError: 400, 413 or 422, naming what is wrong.
     """
     labels: Labels | None
-    if media_type == JSON:
+    if media_type in IMAGES:
+        x = read_images([body], known=known, limits=limits, formats=[IMAGES[media_type]])
+        labels = np.array([label]) if isinstance(label, int) else [label or ""]
+    elif media_type == JSON:
         fields = ("x", "y", "dtype") if labels_allowed else ("x", "dtype")
-        x, labels = read_json(body, known=known, max_batch=max_batch, fields=fields)
+        x, labels = read_json(body, known=known, limits=limits, fields=fields)
     else:
-        x, labels = read_tensors(body, max_batch=max_batch, labels_allowed=labels_allowed)
+        x, labels = read_tensors(body, max_batch=limits.max_batch, labels_allowed=labels_allowed)
     schema = check_samples(x, known)
     check_values(x, schema)
     if labels is not None:
@@ -79,9 +96,14 @@ def decode(
 
 
 def submission(
-    body: bytes, media_type: str, batch: Batch, *, idempotency_key: str | None
+    body: bytes,
+    media_type: str,
+    batch: Batch,
+    *,
+    idempotency_key: str | None,
+    label: Label | None = None,
 ) -> Submission:
-    """Return what the log takes in for `batch`, which `body` spelled."""
+    """Return what the log takes in for `batch`, which `body` spelled, perhaps with a `label`."""
     distinct: list[Label] = []
     if isinstance(batch.labels, np.ndarray):
         distinct = np.unique(batch.labels[batch.labels >= 0]).tolist()
@@ -94,7 +116,9 @@ def submission(
         distinct_labels=distinct,
         payload=body if media_type == SAFETENSORS else encode(batch.x, batch.labels),
         idempotency_key=idempotency_key,
-        digest=hashlib.sha256(body).hexdigest(),
+        digest=hashlib.sha256(
+            body if label is None else b"%b?label=%a" % (body, label)
+        ).hexdigest(),
     )
 
 
@@ -102,22 +126,35 @@ class Codec:
     """Reads requests within the bounds of the settings."""
 
     def __init__(self, settings: Settings) -> None:
-        self._max_body_bytes = settings.max_body_bytes
-        self._max_batch = settings.max_batch
+        self.limits = Limits.of(settings)
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
 
     async def observation(
-        self, request: Request, *, known: InputSchema | None, idempotency_key: str | None
+        self, request: Request, *, settled: StreamSchema | None, idempotency_key: str | None
     ) -> tuple[Submission, int]:
         """Return what the log takes in, and how many of its samples have a label.
 
         Raises:
             ServiceError: 400, 413, 415 or 422, naming what is wrong.
         """
-        read = partial(
-            _observation, known=known, max_batch=self._max_batch, idempotency_key=idempotency_key
-        )
-        return await self._run(request, read)
+        media_type = media_type_of(request, JSON, SAFETENSORS, *IMAGES)
+        label: Label | None = None
+        if media_type in IMAGES:
+            label = query_label(request, None if settled is None else settled.labels)
+        else:
+            refuse_query_label(request)
+        body = await self._read(request, media_type)
+        return await self._observed(body, media_type, settled, idempotency_key, label)
+
+    async def line(
+        self, line: bytes, *, settled: StreamSchema | None, idempotency_key: str | None
+    ) -> tuple[Submission, int]:
+        """Return the same of one line of JSON.
+
+        Raises:
+            ServiceError: 400, 413 or 422, naming what is wrong.
+        """
+        return await self._observed(line, JSON, settled, idempotency_key, None)
 
     async def samples(self, request: Request, *, known: InputSchema | None) -> Batch:
         """Return the samples to predict.
@@ -125,13 +162,40 @@ class Codec:
         Raises:
             ServiceError: 400, 413, 415 or 422, naming what is wrong.
         """
-        read = partial(decode, known=known, max_batch=self._max_batch, labels_allowed=False)
-        return await self._run(request, read)
+        media_type = media_type_of(request, JSON, SAFETENSORS, *IMAGES)
+        refuse_query_label(request)
+        body = await self._read(request, media_type)
+        read = partial(decode, known=known, limits=self.limits, labels_allowed=False)
+        return await self._run(read, body, media_type)
 
-    async def _run(self, request: Request, read: Callable[[bytes, str], _T]) -> _T:
-        media_type = media_type_of(request, JSON, SAFETENSORS)
-        body = await read_body(request, self._max_body_bytes)
-        if len(body) <= _SMALL_BYTES:
+    async def _observed(
+        self,
+        body: bytes,
+        media_type: str,
+        settled: StreamSchema | None,
+        idempotency_key: str | None,
+        label: Label | None,
+    ) -> tuple[Submission, int]:
+        known = None if settled is None else settled.input
+
+        def read(body: bytes, media_type: str) -> tuple[Submission, int]:
+            batch = decode(body, media_type, known=known, limits=self.limits, label=label)
+            taken = submission(
+                body, media_type, batch, idempotency_key=idempotency_key, label=label
+            )
+            return taken, _labelled(batch.labels)
+
+        return await self._run(read, body, media_type)
+
+    async def _read(self, request: Request, media_type: str) -> bytes:
+        if media_type == JSON:
+            return await read_body(request, self.limits.max_json_bytes, advice=_JSON_ADVICE)
+        return await read_body(request, self.limits.max_body_bytes)
+
+    async def _run(self, read: Callable[[bytes, str], _T], body: bytes, media_type: str) -> _T:
+        """Return what `read` makes of the body, in a thread where it may take a millisecond."""
+        images = media_type in IMAGES or (media_type == JSON and may_hold_images(body))
+        if len(body) <= _SMALL_BYTES and not images:
             return read(body, media_type)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoders, read, body, media_type)
@@ -139,19 +203,6 @@ class Codec:
     def close(self) -> None:
         """End the threads; what they decode is dropped."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
-
-
-def _observation(
-    body: bytes,
-    media_type: str,
-    *,
-    known: InputSchema | None,
-    max_batch: int,
-    idempotency_key: str | None,
-) -> tuple[Submission, int]:
-    batch = decode(body, media_type, known=known, max_batch=max_batch)
-    taken = submission(body, media_type, batch, idempotency_key=idempotency_key)
-    return taken, _labelled(batch.labels)
 
 
 def _labelled(labels: Labels | None) -> int:

@@ -1,5 +1,7 @@
 """JSON bodies to arrays: `{"x": nested lists, "y": labels, "dtype": "uint8" | "float32"}`.
 
+Samples that are images may also be PNG or JPEG files, each as a string of base64.
+
 The standard parser, behind checks of its own: it takes NaN, doubled names and lone surrogates,
 and numpy takes booleans and strings for numbers. Flattening a level at a time keeps every pass
 over the numbers in C; no model is built of them.
@@ -14,7 +16,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from service.api.bounds import at_sample, check_batch_size
+from service.api.bounds import Limits, at_sample, check_batch_size
+from service.api.image_body import from_base64, read_images
 from service.engine.protocol import Array, Labels
 from service.errors import BadRequest, Unprocessable
 from service.inputs import InputSchema
@@ -61,7 +64,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def read_json(
-    body: bytes, *, known: InputSchema | None, max_batch: int, fields: Sequence[str]
+    body: bytes, *, known: InputSchema | None, limits: Limits, fields: Sequence[str]
 ) -> tuple[Array, Labels | None]:
     """Return the samples [B, ...] as uint8 or float32, and the labels, of a JSON body.
 
@@ -71,7 +74,7 @@ def read_json(
     Args:
         body: the request's body.
         known: what the stream's samples are, if that is settled.
-        max_batch: most samples.
+        limits: most samples and pixels.
         fields: names the body may have.
 
     Raises:
@@ -87,17 +90,27 @@ def read_json(
             )
     if "x" not in document:
         raise Unprocessable("missing_field", "expected the field x, got none")
-    x = _samples(document["x"], document.get("dtype"), known, max_batch)
+    x = _samples(document["x"], document.get("dtype"), known, limits)
     return x, _labels(document.get("y"))
 
 
-def _samples(x: object, dtype: object, known: InputSchema | None, max_batch: int) -> Array:
-    """Return the array that the nested lists `x` spell."""
+def may_hold_images(body: bytes) -> bool:
+    """Say whether a string of the JSON `body` may be a PNG or JPEG file in base64.
+
+    Such a string begins with the format's magic number, unless it is spelled with escapes.
+    """
+    return any(sign in body for sign in (b"iVBORw0K", b"/9j/", b"\\"))
+
+
+def _samples(x: object, dtype: object, known: InputSchema | None, limits: Limits) -> Array:
+    """Return the array that the nested lists `x`, or its images, spell."""
     if dtype is not None and dtype not in _DTYPES:
         raise Unprocessable("bad_dtype", "expected dtype uint8 or float32, got another value")
     if not isinstance(x, list):
         raise Unprocessable("bad_shape", f"expected x as a list of samples, got {_kind(x)}")
-    check_batch_size(len(x), max_batch)
+    check_batch_size(len(x), limits.max_batch)
+    if isinstance(x[0], str):
+        return _images(x, dtype, known, limits)
     leaves, shape = _flatten(x)
     integers = _check_numbers(leaves, len(x))
     if dtype is None:
@@ -108,6 +121,19 @@ def _samples(x: object, dtype: object, known: InputSchema | None, max_batch: int
     if not integers:
         raise Unprocessable("bad_dtype", "expected integers in x of dtype uint8, got a fraction")
     return _uint8(leaves, shape)
+
+
+def _images(x: list[Any], dtype: object, known: InputSchema | None, limits: Limits) -> Array:
+    """Return the images that the strings `x` hold."""
+    if dtype == "float32":
+        raise Unprocessable("bad_dtype", "expected dtype uint8 for images, got float32")
+    for index, file in enumerate(x):
+        if not isinstance(file, str):
+            raise Unprocessable(
+                "bad_value",
+                f"expected an image in base64 like sample 0, got {_kind(file)} at sample {index}",
+            )
+    return read_images(from_base64(x), known=known, limits=limits)
 
 
 def _flatten(x: list[Any]) -> tuple[list[Any], tuple[int, ...]]:

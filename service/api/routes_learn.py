@@ -5,9 +5,10 @@ import re
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from service.api.body_schemas import OBSERVE_BODY
 from service.api.bounds import check_batch_id
 from service.api.codec import Codec
-from service.api.schemas import OBSERVE_BODY, Accepted, BatchState, problems
+from service.api.schemas import Accepted, BatchState, problems
 from service.errors import BadRequest, NotFound, ServiceError
 from service.metrics import ApiMetrics
 from service.store.append import Appender, Receipt, Submission
@@ -33,7 +34,7 @@ def learn_routes(
         key = _idempotency_key(request, required=require_key)
         settled = await appender.stream_schema()
         submission, labelled = await codec.observation(
-            request, known=None if settled is None else settled.input, idempotency_key=key
+            request, settled=settled, idempotency_key=key
         )
         return await appender.append(submission), submission, labelled
 

@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from service.api.batcher import Batcher
+from service.api.body_schemas import PREDICT_BODY
 from service.api.codec import Codec
 from service.api.predictor import Answer, Follower, not_ready
-from service.api.schemas import PREDICT_BODY, Experts, Predictions, problems
+from service.api.schemas import Experts, Predictions, problems
 from service.errors import ServiceError, Unavailable
 from service.inputs import InputSchema
 from service.metrics import ApiMetrics

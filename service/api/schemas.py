@@ -1,8 +1,4 @@
-"""What the API's documents look like: models of the answers, examples of the bodies.
-
-The models describe and render answers. Bodies are decoded in `codec`, not by pydantic, which
-would make a Python object of every pixel; here stands what the OpenAPI page says of them.
-"""
+"""What the API's answers look like."""
 
 from typing import Any, Literal
 
@@ -149,62 +145,6 @@ class Readiness(BaseModel):
     problems: list[str]
 
 
-_SAFETENSORS_BODY = {
-    "schema": {"type": "string", "format": "binary"},
-}
-_X: dict[str, Any] = {
-    "description": "Samples: images [B,H,W] or [B,H,W,C], vectors [B,D], series [B,T,C], "
-    "as nested lists of numbers.",
-    "type": "array",
-    "items": {},
-    "minItems": 1,
-}
-_DTYPE: dict[str, Any] = {
-    "description": "What the numbers of x are; without it the stream's input decides.",
-    "type": "string",
-    "enum": ["uint8", "float32"],
-}
-_Y: dict[str, Any] = {
-    "description": "One label per sample, integers >= 0 or strings, null for none.",
-    "type": "array",
-    "items": {"type": ["integer", "string", "null"]},
-}
-_SAMPLES = {"type": "object", "required": ["x"], "additionalProperties": False}
-_VECTORS = {"x": [[0.2, 1.5, -3.0], [0.1, 1.7, -2.5]], "dtype": "float32"}
-
-OBSERVE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": _SAMPLES | {"properties": {"x": _X, "y": _Y, "dtype": _DTYPE}},
-                "examples": {
-                    "labelled vectors": {"value": _VECTORS | {"y": [0, 1]}},
-                    "one without a label": {"value": _VECTORS | {"y": ["walk", None]}},
-                },
-            },
-            "application/x-safetensors": _SAFETENSORS_BODY
-            | {
-                "example": "tensors x (U8 or F32) and, optionally, y (I64, -1 for none); or string "
-                'labels in the metadata entry labels, a JSON list ("" for none)'
-            },
-        },
-    }
-}
-PREDICT_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": _SAMPLES | {"properties": {"x": _X, "dtype": _DTYPE}},
-                "examples": {"vectors": {"value": _VECTORS}},
-            },
-            "application/x-safetensors": _SAFETENSORS_BODY | {"example": "tensor x (U8 or F32)"},
-        },
-    }
-}
-
-
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return FastAPI's `responses` for the refusals a route may answer with."""
     content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
@@ -216,7 +156,7 @@ _TITLES = {
     404: "There is no such thing, or no longer",
     409: "Lost a race; repeat with the same Idempotency-Key",
     413: "The body or the batch is too large",
-    415: "Neither JSON nor safetensors, or encoded",
+    415: "Of a media type that is not read here, or encoded",
     422: "Read, but not what the stream accepts",
     503: "Not now; come back after Retry-After seconds",
 }

@@ -1,0 +1,76 @@
+"""What the OpenAPI page says of the bodies of /observe and /predict.
+
+They are decoded in `codec`, not by pydantic, which would make a Python object of every pixel.
+"""
+
+from typing import Any
+
+from service.api.body import IMAGES, JSON, SAFETENSORS
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_X: dict[str, Any] = {
+    "description": "Samples: images [B,H,W] or [B,H,W,C], vectors [B,D], series [B,T,C], "
+    "as nested lists of numbers; or images as strings, each a PNG or JPEG file in base64.",
+    "type": "array",
+    "items": {},
+    "minItems": 1,
+}
+_DTYPE: dict[str, Any] = {
+    "description": "What the numbers of x are; without it the stream's input decides.",
+    "type": "string",
+    "enum": ["uint8", "float32"],
+}
+_Y: dict[str, Any] = {
+    "description": "One label per sample, integers >= 0 or strings, null for none.",
+    "type": "array",
+    "items": {"type": ["integer", "string", "null"]},
+}
+_SAMPLES = {"type": "object", "required": ["x"], "additionalProperties": False}
+_VECTORS = {"x": [[0.2, 1.5, -3.0], [0.1, 1.7, -2.5]], "dtype": "float32"}
+_IMAGE_BODIES: dict[str, Any] = dict.fromkeys(
+    IMAGES, _BINARY | {"example": "one image, resized to the stream's shape"}
+)
+
+OBSERVE_BODY: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "label",
+            "in": "query",
+            "required": False,
+            "description": "Label of the image that is the body; of nothing else. Digits are an "
+            "integer, unless the stream's labels are strings.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 64},
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {
+                "schema": _SAMPLES | {"properties": {"x": _X, "y": _Y, "dtype": _DTYPE}},
+                "examples": {
+                    "labelled vectors": {"value": _VECTORS | {"y": [0, 1]}},
+                    "one without a label": {"value": _VECTORS | {"y": ["walk", None]}},
+                },
+            },
+            SAFETENSORS: _BINARY
+            | {
+                "example": "tensors x (U8 or F32) and, optionally, y (I64, -1 for none); or string "
+                'labels in the metadata entry labels, a JSON list ("" for none)'
+            },
+            **_IMAGE_BODIES,
+        },
+    },
+}
+PREDICT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {
+                "schema": _SAMPLES | {"properties": {"x": _X, "dtype": _DTYPE}},
+                "examples": {"vectors": {"value": _VECTORS}},
+            },
+            SAFETENSORS: _BINARY | {"example": "tensor x (U8 or F32)"},
+            **_IMAGE_BODIES,
+        },
+    }
+}
