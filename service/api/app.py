@@ -11,18 +11,15 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service import __version__, logs
+from service.api.answers import ERRORS, answer_error
+from service.api.auth import Authentication
 from service.api.batcher import Batcher
 from service.api.codec import Codec
 from service.api.predictor import Follower
@@ -31,9 +28,8 @@ from service.api.routes_learn import learn_routes
 from service.api.routes_predict import predict_routes
 from service.api.routes_quarantine import quarantine_routes
 from service.api.routes_watch import watch_routes
-from service.api.schemas import Problem
 from service.engine.protocol import Engines
-from service.errors import BadRequest, ServiceError, SettingsError, Unprocessable
+from service.errors import SettingsError
 from service.learned import LearningCollector
 from service.metrics import ApiMetrics
 from service.settings import Settings
@@ -43,11 +39,6 @@ from service.store.names import Names
 from service.store.quarantine import Quarantine
 from service.store.server import server_url
 
-_ROUTER_REFUSALS = {
-    404: ("not_found", "there is no such route; /docs lists them all"),
-    405: ("method_not_allowed", "expected a method that the header Allow lists, got another"),
-}
-"""Code and message of what the router refuses by itself."""
 STOP_S = 5
 """Longest wait for open requests when the process is told to stop."""
 
@@ -93,6 +84,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         description="An online, task-free streaming learner: observe batches, predict samples.",
         lifespan=lifespan,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
     require_key = settings.require_idempotency_key
@@ -101,14 +93,9 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     app.include_router(watch_routes(appender, follower, metrics, registry))
     app.include_router(quarantine_routes(quarantine))
     app.include_router(checkpoint_routes(desk, settings.state_dir))
-    for kind in (
-        ServiceError,
-        HTTPException,
-        RequestValidationError,
-        ClientDisconnect,
-        Exception,
-    ):
-        app.add_exception_handler(kind, _answer_error)
+    for kind in ERRORS:
+        app.add_exception_handler(kind, answer_error)
+    app.add_middleware(Authentication)
     return app
 
 
@@ -154,37 +141,3 @@ def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
         server_header=False,
         timeout_graceful_shutdown=STOP_S,
     )
-
-
-async def _answer_error(_: Request, error: Exception) -> JSONResponse:
-    """Return the `problem+json` of an error; what is not ours says nothing of itself."""
-    headers: dict[str, str] = {}
-    match error:
-        case ServiceError():
-            status, title = error.status, error.title
-            code, detail = error.code, error.message
-            if error.retry_after_s is not None:
-                headers["Retry-After"] = str(error.retry_after_s)
-        case HTTPException():
-            status, title = error.status_code, HTTPStatus(error.status_code).phrase
-            code, detail = _ROUTER_REFUSALS.get(status, ("refused", error.detail))
-            headers |= error.headers or {}
-        case RequestValidationError():
-            status, title = Unprocessable.status, Unprocessable.title
-            code, detail = "bad_parameter", _parameter_problem(error)
-        case ClientDisconnect():
-            status, title = BadRequest.status, BadRequest.title
-            code, detail = "incomplete_body", "expected the whole body, got its beginning"
-        case _:
-            status, title = 500, ServiceError.title
-            code, detail = "internal", "the service failed; its log says how"
-    problem = Problem(title=title, status=status, code=code, detail=detail)
-    return JSONResponse(
-        problem.model_dump(), status, headers, media_type="application/problem+json"
-    )
-
-
-def _parameter_problem(error: RequestValidationError) -> str:
-    """Return in words what is wrong with a parameter of the path or the query."""
-    first = error.errors()[0]
-    return f"{first['loc'][-1]}: {first['msg']}, got {str(first['input'])[:40]!a}"

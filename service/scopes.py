@@ -1,0 +1,9 @@
+"""What a key may allow: the closed list of scopes."""
+
+from typing import Literal, get_args
+
+Scope = Literal["observe", "predict", "read", "metrics", "admin"]
+"""`observe`: hand in batches and labels. `predict`: ask for answers. `read`: look at experts,
+samples, events and what became of batches. `metrics`: /metrics. `admin`: everything that changes
+the service itself; it contains no other scope."""
+SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
