@@ -61,6 +61,9 @@ audit: $(AUDIT)/.installed ## Look up what is known of every locked package; fai
 	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements-dev.lock
 
+generate: install ## Make the synchronous client out of the asynchronous one
+	$(BIN)/python -m service.client.generate
+
 clean: ## Remove the environment, caches and the demo's files; ./levit-state stays
 	rm -rf $(VENV) $(AUDIT) demo-state demo.png demo.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* *.egg-info
 

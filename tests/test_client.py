@@ -15,18 +15,9 @@ import pytest
 from service.client import ApiError, Client, Receipt
 from service.engine.protocol import Array
 from service.settings import Settings
+from tests.scripted import ACCEPTED, Script, accepted, lost, refused, scripted
 from tests.served import PIXELS, logged
 
-ACCEPTED = {
-    "batch_id": "a" * 32,
-    "n": 2,
-    "position": "1-0",
-    "backlog": 1,
-    "state": "queued",
-    "status_url": "/observations/" + "a" * 32,
-    "idempotent": True,
-    "durability": "always",
-}
 VECTORS = np.ones((2, 3), np.float32)
 
 
@@ -167,39 +158,6 @@ def test_what_the_wire_does_not_have_is_refused_before_sending(
 
 
 # Against a script of answers
-
-
-class Script:
-    """Gives one answer after the other and remembers what it was asked."""
-
-    def __init__(self, *answers: Callable[[], httpx.Response]) -> None:
-        self.requests: list[httpx.Request] = []
-        self._answers = iter(answers)
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request)
-        return next(self._answers)()
-
-    @property
-    def keys(self) -> list[str]:
-        return [request.headers["Idempotency-Key"] for request in self.requests]
-
-
-def scripted(script: Script, retry_s: float = 5) -> Client:
-    return Client("http://levit", retry_s=retry_s, transport=httpx.MockTransport(script))
-
-
-def accepted() -> httpx.Response:
-    return httpx.Response(202, json=ACCEPTED)
-
-
-def refused(status: int, retry_after: str = "0") -> Callable[[], httpx.Response]:
-    problem = {"code": "redis_unavailable", "detail": "redis did not answer"}
-    return lambda: httpx.Response(status, json=problem, headers={"Retry-After": retry_after})
-
-
-def lost() -> httpx.Response:
-    raise httpx.ReadError("connection reset")
 
 
 @pytest.mark.parametrize("first", [lost, refused(503), refused(429), refused(409)])

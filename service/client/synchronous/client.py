@@ -1,0 +1,226 @@
+# Made out of asynchronous/client.py by `make generate`; changes belong there.
+"""`Client`: observe, label, predict, watch.
+
+`observe` always sends an Idempotency-Key and repeats it when it retries, so that a lost answer
+never trains a batch twice. One call is one request, but for `observe_all`.
+Dimension key: B batch, N samples of a run.
+"""
+
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from time import sleep
+from typing import Any
+
+import httpx
+import numpy as np
+
+from service.client import answers, requests
+from service.client.models import Answers, ApiError, Event, Observation, Receipt, Sent
+from service.client.pauses import Pauses
+from service.client.requests import Body
+from service.client.runs import Run
+from service.client.synchronous.connection import Connection
+from service.engine.protocol import Array, Label
+
+
+class Client(Connection):
+    """A connection to one stream of one service; use it as a context manager."""
+
+    def observe(self, x: Array, labels: Array | Sequence[Label | None] | None = None) -> Receipt:
+        """Hand in one batch to be learned; return as soon as it is durable.
+
+        Args:
+            x: samples [B, ...], uint8 or floats (sent as float32).
+            labels: one per sample, all integers or all strings; None, -1 or "" for no label.
+
+        Raises:
+            ApiError: the batch was refused, or the service was away longer than `retry_s`.
+            ValueError: `x` or `labels` are of a kind that the wire does not have.
+        """
+        return self._observe(requests.tensors(x, labels), uuid.uuid4().hex)
+
+    def observe_all(
+        self,
+        x: Array,
+        labels: Array | Sequence[Label | None] | None = None,
+        *,
+        batch_size: int = 100,
+        run: str | None = None,
+        first_batch: int = 0,
+        progress: Callable[[Sent], None] = lambda _: None,
+    ) -> Sent:
+        """Hand in many samples in their order, batch after batch; return when all are durable.
+
+        Stopped anywhere and called again, it loses and doubles nothing: the keys of its batches
+        follow from the run and their numbers, and the service knows those it has. It does so for
+        a day, and then for its last 50,000 batches; a longer run goes on with `first_batch`.
+
+        Args:
+            x: samples [N, ...], uint8 or floats (sent as float32); a memory-mapped array will do.
+            labels: one per sample, as `observe`.
+            batch_size: samples in one request.
+            run: names what is sent; None for its content. To learn the same samples once more,
+                give the second time a name.
+            first_batch: number of the batch to begin with; those before are taken for accepted.
+            progress: called after each batch.
+
+        Raises:
+            ApiError: a batch was refused, or the service was away longer than `retry_s`; the
+                batches before it are durable.
+            ValueError: `x` or `labels` are of a kind that the wire does not have, or none.
+        """
+        sending = Run.of(x, labels, batch_size=batch_size, name=run)
+        sent: Sent | None = None
+        for number, body, key in sending.batches(first_batch):
+            try:
+                receipt = self._observe(body, key)
+            except ApiError as refusal:
+                raise sending.refused(number, refusal) from refusal
+            sent = sending.sent(number, receipt, sent)
+            progress(sent)
+        if sent is None:
+            raise ValueError(f"expected a first batch of the run's, got {first_batch}")
+        return sent
+
+    def _observe(self, body: Body, key: str) -> Receipt:
+        answer = self._send("POST", f"{self._prefix}/observe", body, idempotency_key=key)
+        return answers.receipt(answer)
+
+    def label(self, labels: Mapping[str, Label | np.integer[Any]]) -> dict[str, Any]:
+        """Tell labels of samples that were observed, or predicted and kept, without one.
+
+        Args:
+            labels: by sample id, as `Receipt.sample_ids` and `Answers.sample_ids` list them.
+
+        Returns:
+            What the service says of each, by sample id.
+
+        Raises:
+            ApiError: the request was refused, or the service was away longer than `retry_s`.
+        """
+        path, body = f"{self._prefix}/labels", requests.late_labels(labels)
+        answer = self._send("POST", path, body, idempotency_key=uuid.uuid4().hex)
+        return answers.document(answer)
+
+    def predict(self, x: Array, *, keep: bool = False, wait_for: str | None = None) -> Answers:
+        """Return the answers for samples `x` [B, ...].
+
+        Args:
+            x: as `observe`.
+            keep: whether the service keeps samples and answers for labels that come later; else
+                nothing is changed.
+            wait_for: position in the log that the answering model must have learned.
+
+        Raises:
+            ApiError: the request was refused, or no such model was there within `retry_s`.
+            ValueError: `x` is of a kind that the wire does not have.
+        """
+        return self._predict(requests.tensors(x), keep=keep, wait_for=wait_for)
+
+    def predict_image(
+        self, content: bytes, *, keep: bool = False, wait_for: str | None = None
+    ) -> Answers:
+        """Return the answer for one PNG or JPEG, which the service brings to its stream's shape.
+
+        Args:
+            content: the bytes of the file.
+            keep: as `predict`.
+            wait_for: as `predict`.
+
+        Raises:
+            ApiError: as `predict`.
+            ValueError: the bytes are neither PNG nor JPEG.
+        """
+        return self._predict(requests.image(content), keep=keep, wait_for=wait_for)
+
+    def _predict(self, body: Body, *, keep: bool, wait_for: str | None) -> Answers:
+        asked = {"keep": "true"} if keep else {}
+        if wait_for is not None:
+            asked["wait_for"] = wait_for
+        key = uuid.uuid4().hex if keep else None
+        path = str(httpx.URL(f"{self._prefix}/predict", params=asked))
+        return answers.answers(self._send("POST", path, body, idempotency_key=key))
+
+    def observation(self, batch_id: str) -> Observation:
+        """Return what became of a batch.
+
+        Raises:
+            ApiError: `unknown_batch`, or the service was away longer than `retry_s`.
+        """
+        return answers.observation(self._send("GET", f"{self._prefix}/observations/{batch_id}"))
+
+    def wait_until_learned(self, receipt: Receipt, timeout_s: float = 60.0) -> Observation:
+        """Return what became of a batch: learned and part of the served model, or quarantined.
+
+        Raises:
+            TimeoutError: it was neither after `timeout_s`.
+            ApiError: as `observation`.
+        """
+        pauses = Pauses(timeout_s, longest_s=0.5)
+        while True:
+            found = self.observation(receipt.batch_id)
+            if found.state == "quarantined":
+                return found
+            if found.state == "learned":
+                served = (self.experts())["position"]
+                if answers.reached(served, found.position):
+                    return found
+            pause_s = pauses.next_s()
+            if pause_s is None:
+                told = "still queued" if found.state == "queued" else "learned but not served"
+                raise TimeoutError(f"batch {receipt.batch_id} is {told} after {timeout_s} s")
+            sleep(pause_s)
+
+    def experts(self) -> dict[str, Any]:
+        """Return what the served model is made of, as GET /experts shows it.
+
+        Raises:
+            ApiError: the service was away longer than `retry_s`.
+        """
+        return self.document("/experts")
+
+    def streams(self) -> list[dict[str, Any]]:
+        """Return the streams of the service, as GET /streams shows them.
+
+        Raises:
+            ApiError: the service was away longer than `retry_s`.
+        """
+        found: list[dict[str, Any]] = answers.document(self._send("GET", "/streams"))["streams"]
+        return found
+
+    def create_stream(self, declared: Mapping[str, Any]) -> dict[str, Any]:
+        """Declare a stream; return it as the service shows it.
+
+        Args:
+            declared: `name` and `input` at least, as POST /streams takes them.
+
+        Raises:
+            ApiError: it was refused, or no answer came, and whether it was made is not known.
+        """
+        return self._command("/streams", declared)
+
+    def events(self, after: str | None = None) -> Generator[Event]:
+        """Yield what happens, for ever, and across lost connections without a gap.
+
+        Args:
+            after: id of the event to go on behind; None for what happens from now on.
+
+        Raises:
+            ApiError: it was refused, or the service was away longer than `retry_s`.
+        """
+        pauses: Pauses | None = None
+        while True:
+            reader = answers.EventReader()
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+            refusal = ApiError(0, "unreachable", "the events ended")
+            try:
+                for line in self._lines("/events", headers):
+                    pauses = None
+                    event = reader.feed(line)
+                    if event is not None:
+                        after = event.id
+                        yield event
+            except ApiError as refused:
+                refusal = refused
+            pauses = pauses or Pauses(self._retry_s)
+            sleep(pauses.after(refusal))
