@@ -3,6 +3,7 @@
 ServiceError(status, code)
 +-- BadRequest 400
 +-- NotFound 404
++-- TooSlow 408
 +-- Conflict 409
 +-- TooLarge 413
 +-- UnsupportedMedia 415
@@ -43,6 +44,12 @@ class NotFound(ServiceError):
     """The thing asked for does not exist (any more)."""
 
     status, title = 404, "Not found"
+
+
+class TooSlow(ServiceError):
+    """The client did not send, or read, what was waited for."""
+
+    status, title = 408, "Too slow"
 
 
 class Conflict(ServiceError):

@@ -71,6 +71,7 @@ CODES = {
     "label_kind_mismatch",
     "method_not_allowed",
     "missing_field",
+    "line_too_large",
     "mixed_labels",
     "not_finite",
     "not_found",
@@ -84,6 +85,7 @@ CODES = {
     "stopping",
     "too_many_classes",
     "too_many_pixels",
+    "too_slow",
     "unknown_batch",
     "unknown_checkpoint",
     "unknown_field",
@@ -236,7 +238,7 @@ def codes_in(path: Path) -> set[str]:
     """Return the error codes that a source file gives to a `ServiceError`, or answers itself."""
     text = path.read_text(encoding="utf-8")
     refusals = (
-        r"(?:BadRequest|NotFound|Conflict|TooLarge|UnsupportedMedia|Unprocessable|Unavailable)"
+        r"(?:BadRequest|NotFound|Conflict|TooLarge|TooSlow|UnsupportedMedia|Unprocessable|Unavailable)"
         r'\(\s*"(\w+)",|\b\d{3}: \("(\w+)",|code, detail = "(\w+)",'
     )
     return {code for match in re.findall(refusals, text) for code in match if code}

@@ -22,6 +22,7 @@ from service.api.answers import ERRORS, answer_error
 from service.api.auth import Authentication
 from service.api.batcher import Batcher
 from service.api.codec import Codec
+from service.api.intake import Intake
 from service.api.predictor import Follower
 from service.api.routes_checkpoints import checkpoint_routes
 from service.api.routes_learn import learn_routes
@@ -87,8 +88,8 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    require_key = settings.require_idempotency_key
-    app.include_router(learn_routes(appender, codec, metrics, require_key=require_key))
+    intake = Intake(appender, metrics, require_key=settings.require_idempotency_key)
+    app.include_router(learn_routes(appender, codec, intake))
     app.include_router(predict_routes(follower, batcher, appender, codec, metrics))
     app.include_router(watch_routes(appender, follower, metrics, registry))
     app.include_router(quarantine_routes(quarantine))

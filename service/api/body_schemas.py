@@ -5,7 +5,7 @@ They are decoded in `codec`, not by pydantic, which would make a Python object o
 
 from typing import Any
 
-from service.api.body import IMAGES, JSON, SAFETENSORS
+from service.api.body import IMAGES, JSON, LINES, SAFETENSORS
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _X: dict[str, Any] = {
@@ -58,7 +58,25 @@ OBSERVE_BODY: dict[str, Any] = {
                 'labels in the metadata entry labels, a JSON list ("" for none)'
             },
             **_IMAGE_BODIES,
+            LINES: {
+                "schema": {"type": "string"},
+                "example": '{"x": [[0.2, 1.5, -3.0]], "y": ["walk"]}\n'
+                '{"x": [[0.1, 1.7, -2.5]], "y": ["run"]}\n',
+            },
         },
+    },
+    "responses": {
+        "200": {
+            "description": "A line for each line of an NDJSON body: what its own request would "
+            "have been answered, and its number and status",
+            "content": {
+                LINES: {
+                    "schema": {"type": "string"},
+                    "example": '{"line": 1, "status": 202, "batch_id": "3f0c9a52d1b84e6f9a7e2c5b8d'
+                    '104f6e", "n": 1, ...}\n{"line": 2, "status": 422, "code": "bad_shape", ...}\n',
+                }
+            },
+        }
     },
 }
 PREDICT_BODY: dict[str, Any] = {

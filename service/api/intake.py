@@ -1,0 +1,119 @@
+"""The way of a batch into the log, whichever route it came by: read, appended, counted."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from service.api.codec import Codec
+from service.api.lines import LineAnswers
+from service.api.schemas import Accepted
+from service.errors import BadRequest, ServiceError
+from service.metrics import ApiMetrics
+from service.store.append import Appender, Receipt, Submission
+from service.store.stream_schema import StreamSchema
+
+_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
+
+Read = Callable[[StreamSchema | None, str | None], Awaitable[tuple[Submission, int]]]
+"""Reads a batch, given what is settled and its Idempotency-Key; also how many labels it has."""
+
+
+class Intake:
+    """Takes batches in."""
+
+    def __init__(self, appender: Appender, metrics: ApiMetrics, *, require_key: bool) -> None:
+        """Prepare.
+
+        Args:
+            appender: the log.
+            metrics: counts.
+            require_key: whether a batch without an Idempotency-Key is refused.
+        """
+        self._appender = appender
+        self._metrics = metrics
+        self._require_key = require_key
+
+    async def accept(self, request: Request, read: Read) -> Response:
+        """Return the 202 of a request's batch: it is on disk.
+
+        Raises:
+            ServiceError: it was refused, and that is counted.
+        """
+
+        async def keyed(settled: StreamSchema | None) -> tuple[Submission, int]:
+            return await read(settled, self._key_of(request))
+
+        receipt = await self._take(keyed)
+        headers = {"Idempotent-Replayed": "true"} if receipt.replayed else None
+        return JSONResponse(_accepted(receipt).model_dump(), 202, headers)
+
+    def accept_lines(self, request: Request, codec: Codec) -> Response:
+        """Return the answers of the batches that are the lines of a request's body.
+
+        Raises:
+            BadRequest: `bad_idempotency_key`, `idempotency_key_required` or `digest_mismatch`.
+        """
+
+        async def take(line: bytes, key: str | None) -> dict[str, Any]:
+            async def keyed(settled: StreamSchema | None) -> tuple[Submission, int]:
+                return await codec.line(line, settled=settled, idempotency_key=key)
+
+            receipt = await self._take(keyed)
+            return {**_accepted(receipt).model_dump(), "replayed": receipt.replayed}
+
+        return LineAnswers(
+            request,
+            take,
+            key=self._key_of(request),
+            max_line_bytes=codec.limits.max_json_bytes,
+        )
+
+    async def _take(
+        self, read: Callable[[StreamSchema | None], Awaitable[tuple[Submission, int]]]
+    ) -> Receipt:
+        """Return the receipt of what `read` reads; count it, or that it was refused."""
+        metrics = self._metrics
+        try:
+            with metrics.observe_duration.time():
+                submission, labelled = await read(await self._appender.stream_schema())
+                receipt = await self._appender.append(submission)
+        except ServiceError:
+            metrics.observations.labels("refused").inc()
+            raise
+        if receipt.replayed:
+            metrics.observations.labels("replayed").inc()
+        else:
+            metrics.observations.labels("accepted").inc()
+            metrics.samples_observed.labels("yes").inc(labelled)
+            metrics.samples_observed.labels("no").inc(submission.n - labelled)
+        metrics.backlog.set(receipt.backlog)
+        return receipt
+
+    def _key_of(self, request: Request) -> str | None:
+        key = request.headers.get("idempotency-key")
+        if self._require_key and key is None:
+            raise BadRequest("idempotency_key_required", "expected an Idempotency-Key, got none")
+        if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+            raise BadRequest(
+                "bad_idempotency_key",
+                "expected an Idempotency-Key of 16 to 64 letters, digits, _ and -, "
+                f"got {key[:80]!a}",
+            )
+        return key
+
+
+def _accepted(receipt: Receipt) -> Accepted:
+    return Accepted(
+        batch_id=receipt.batch_id,
+        n=receipt.n,
+        position=receipt.position,
+        backlog=receipt.backlog,
+        state=receipt.state,
+        status_url=f"/observations/{receipt.batch_id}",
+        idempotent=receipt.idempotent,
+        durability=receipt.durability,
+    )
