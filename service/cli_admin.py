@@ -16,10 +16,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from service.admin import Admin
-from service.cli_options import RETRY_S, StateDir, Url, address
+from service.cli_options import RETRY_S, StateDir, Url, address, files_of
 from service.client import ApiError
 from service.errors import Misused
-from service.settings import Settings
 
 ANSWER_S = 60.0
 """Longest wait for an answer: the service itself waits half of this for the worker."""
@@ -110,7 +109,7 @@ def unpin(
     """Drop a checkpoint that was kept for good; reads and writes files of this machine."""
     from service.store import pins
 
-    pins.unpin(Settings.read(state_dir=state_dir).state_dir, name)
+    pins.unpin(files_of(state_dir).state_dir, name)
     typer.echo(f"pin {name} dropped")
 
 
@@ -125,7 +124,7 @@ def fork(
     from service.store.names import Names
     from service.store.server import server_url
 
-    settings = Settings.read(state_dir=state_dir)
+    settings = files_of(state_dir)
     url, names = server_url(settings), Names(settings.stream)
     number = forks.fork(settings.state_dir, chosen, destination, url, names)
     typer.echo(f"{destination} goes on from entry {number}: levit serve --state-dir {destination}")
@@ -140,7 +139,7 @@ def export(
     """Copy a served model to a directory from which `levit api` answers."""
     from service.store import forks
 
-    settings = Settings.read(state_dir=state_dir)
+    settings = files_of(state_dir)
     found = forks.export_snapshot(settings.state_dir, version, destination)
     typer.echo(f"snapshot {found} copied to {destination}")
 

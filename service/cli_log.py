@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from service.cli_options import files_of
 from service.engine.load import load_engines
 from service.settings import Settings
 
@@ -44,7 +45,7 @@ def export(
     from service.store.entry import Entry
 
     exporter.check_out(out, force=force)
-    settings = Settings.read(state_dir=state_dir)
+    settings = files_of(state_dir)
     with closing(_history(settings)) as history, _bar() as bar:
         last = until or history.last()
 
@@ -70,7 +71,7 @@ def replay(
     """
     from service import retrain
 
-    settings = Settings.read(state_dir=state_dir)
+    settings = files_of(state_dir)
     if out is not None:
         retrain.check_new(out, settings.state_dir)
     past = retrain.remember(settings)

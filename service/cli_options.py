@@ -17,6 +17,19 @@ StateDir = Annotated[
 ]
 
 
+def files_of(state_dir: Path | None) -> Settings:
+    """Return the settings of a command that reads or writes the files of a state directory.
+
+    Raises:
+        SettingsError: as `Settings.read`, or the key that signs these files cannot be read.
+    """
+    from service.store import directory
+
+    settings = Settings.read(state_dir=state_dir)
+    directory.sign_with(settings.state_hmac_key_file)
+    return settings
+
+
 def address(url: str | None) -> str:
     """Return where the API is: as told, or where this environment's would listen."""
     settings = Settings.read()

@@ -162,6 +162,8 @@ class Settings(BaseSettings):
     """Keep what is trimmed from the log in files of `state_dir`, for export and replay."""
     log_archive_bytes: int = Field(default=16 * 2**30, ge=2**20)
     """Size of these files above which the oldest are dropped."""
+    state_hmac_key_file: Path | None = Field(default=None)
+    """File with a key that signs checkpoints, snapshots and pins; others are then refused."""
     predict_max_batch: int = Field(default=64, ge=1)
     """Most samples in one shared forward pass."""
     predict_queue: int = Field(default=4096, ge=1)

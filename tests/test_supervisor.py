@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from service import supervisor
-from service.errors import Unavailable
+from service.errors import SettingsError, Unavailable
 from service.settings import Settings
 from service.store.link import connect
 from service.store.server import OPTIONS, EmbeddedServer, bundled_binary, find_binary, server_url
@@ -290,6 +291,18 @@ def test_a_long_state_directory_gets_a_socket_that_works(tmp_path: Path) -> None
     socket = Path(server.url.removeprefix("unix://"))
     assert socket.parent.stat().st_mode & 0o777 == 0o700
     socket.parent.rmdir()
+
+
+def test_a_socket_folder_that_somebody_else_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stranger = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: stranger)
+    server = EmbeddedServer(Settings(state_dir=tmp_path / ("long" * 30)), bundled_binary())
+
+    with pytest.raises(SettingsError, match=f"expected a folder of user {stranger}, got one of"):
+        server.start()
 
 
 def test_a_server_that_answers_already_is_used_and_left_running(state_dir: Path) -> None:

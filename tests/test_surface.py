@@ -136,6 +136,7 @@ SETTINGS = {
     "seed",
     "snapshot_interval_s",
     "state_dir",
+    "state_hmac_key_file",
     "stream",
     "statistics_bytes",
     "threshold",

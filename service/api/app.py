@@ -34,6 +34,7 @@ from service.errors import SettingsError
 from service.learned import LearningCollector
 from service.metrics import ApiMetrics
 from service.settings import Settings
+from service.store import directory
 from service.store.append import Appender
 from service.store.commands import CommandDesk
 from service.store.names import Names
@@ -128,6 +129,7 @@ def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
         SettingsError: it would be open to strangers.
     """
     logs.configure("api")
+    directory.sign_with(settings.state_hmac_key_file)
     # uvicorn stops in order and then raises the signal once more, which would be the exit code.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(

@@ -3,10 +3,12 @@
 Recipe: write beside the target under a temporary name, fsync each file and the directory, rename,
 fsync the parent. Without one of these steps a power cut can leave a directory that was reported
 done and is not. `manifest.json` names each file with size and SHA-256 and carries its own hash, as
-safetensors has no checksum: a flipped byte would load silently.
+safetensors has no checksum: a flipped byte would load silently. Hashes tell damage, not forgery:
+who may write the files may write hashes that fit, but no signature without the key (`sign_with`).
 """
 
 import hashlib
+import hmac
 import json
 import os
 import shutil
@@ -16,10 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from service.errors import CorruptState
+from service.errors import CorruptState, SettingsError
+from service.settings import PREFIX
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
+LEAST_KEY = 32
+"""Bytes of the shortest key that is taken."""
+_key: list[bytes] = []
+"""That of this process; empty if it neither signs nor asks for signatures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ def write(
     Args:
         path: where it shall be; must not exist, its parent must.
         contents: new files by name.
-        facts: what the manifest says besides; JSON-able, without a key `files`.
+        facts: what the manifest says besides; JSON-able, without `files`, `sha256` and `hmac`.
         linked: files, by name, that are hard links to the file of that name in a directory
             written before, because their bytes are the same.
 
@@ -103,6 +110,28 @@ def write(
     return StoredDirectory(path, dict(facts), files)
 
 
+def sign_with(file: Path | None) -> None:
+    """Let this process sign what it writes and refuse what is not signed; None: neither.
+
+    Called once, as a process starts: all that it reads and writes is of one operator.
+
+    Raises:
+        SettingsError: the file cannot be read, or holds too little to be a key.
+    """
+    _key.clear()
+    if file is None:
+        return
+    try:
+        key = file.read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(f"{PREFIX}STATE_HMAC_KEY_FILE: {error}") from None
+    if len(key) < LEAST_KEY:
+        raise SettingsError(
+            f"{PREFIX}STATE_HMAC_KEY_FILE: expected at least {LEAST_KEY} bytes, got {len(key)}"
+        )
+    _key.append(key)
+
+
 def make(path: Path) -> None:
     """Have a directory whose name is on disk, and those it lies in."""
     if not path.exists():
@@ -115,16 +144,19 @@ def open_directory(path: Path) -> StoredDirectory:
     """Return the directory at `path`; its files are checked when they are read.
 
     Raises:
-        CorruptState: the manifest is missing or not what was written.
+        CorruptState: the manifest is missing, not what was written or, with a key, not signed.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        sealed = manifest.pop("sha256")
+        sealed, signed = manifest.pop("sha256"), str(manifest.pop("hmac", "")).encode()
         files = {name: FileFacts(**file) for name, file in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptState(f"{path / MANIFEST} cannot be read: {error}") from None
-    if hashlib.sha256(_canonical(manifest)).hexdigest() != sealed:
+    canonical = _canonical(manifest)
+    if hashlib.sha256(canonical).hexdigest() != sealed:
         raise CorruptState(f"{path / MANIFEST} is not what was written: sha256 differs")
+    if _key and not hmac.compare_digest(_signature(canonical), signed):
+        raise CorruptState(f"{path / MANIFEST} is not signed with {PREFIX}STATE_HMAC_KEY_FILE")
     del manifest["files"]
     return StoredDirectory(path, manifest, files)
 
@@ -158,10 +190,17 @@ def remove_temporaries(parent: Path) -> None:
 
 
 def _seal(facts: Mapping[str, Any], files: Mapping[str, FileFacts]) -> bytes:
-    """Return the manifest; its own hash is that of its canonical form without the hash."""
+    """Return the manifest; hash and signature are those of its canonical form without the two."""
     manifest = {**facts, "files": {name: asdict(file) for name, file in files.items()}}
-    sealed = hashlib.sha256(_canonical(manifest)).hexdigest()
-    return json.dumps({**manifest, "sha256": sealed}, indent=1).encode()
+    canonical = _canonical(manifest)
+    sealed = {"sha256": hashlib.sha256(canonical).hexdigest()}
+    if _key:
+        sealed["hmac"] = _signature(canonical).decode()
+    return json.dumps(manifest | sealed, indent=1).encode()
+
+
+def _signature(canonical: bytes) -> bytes:
+    return hmac.new(_key[0], canonical, hashlib.sha256).hexdigest().encode()
 
 
 def _canonical(manifest: Mapping[str, Any]) -> bytes:

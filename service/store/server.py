@@ -76,17 +76,19 @@ class EmbeddedServer:
         """Start the server, or attach to the one that answers already; return when it answers.
 
         Raises:
-            SettingsError: there is no server to start.
+            SettingsError: there is no server to start, or the socket's folder is another user's.
             Unavailable: it did not answer in time, or ended; its log says why.
         """
-        if self.answers():
-            log.info("redis_attached", url=self.url)
-            return
-        self.stop()  # one that was started here and no longer answers
         home = self._settings.state_dir / "redis"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         socket = _socket(self._settings.state_dir)
         socket.parent.mkdir(exist_ok=True, mode=0o700)
+        if socket.parent != home.absolute():
+            _insist_on_own(socket.parent)
+        if self.answers():
+            log.info("redis_attached", url=self.url)
+            return
+        self.stop()  # one that was started here and no longer answers
         self._process = spawn(
             [self._binary or find_binary(), *self._arguments(home, socket)],
             stdout=subprocess.DEVNULL,
@@ -174,6 +176,13 @@ def _with_password(url: str, file: Path) -> str:
     except OSError as error:
         raise SettingsError(f"{PREFIX}REDIS_PASSWORD_FILE: {error}") from None
     return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{place}"))
+
+
+def _insist_on_own(folder: Path) -> None:
+    """See that a folder whose name everybody can guess was not made by somebody else."""
+    owner, we = folder.stat().st_uid, os.getuid()
+    if owner != we:
+        raise SettingsError(f"{folder}: expected a folder of user {we}, got one of user {owner}")
 
 
 def _socket(state_dir: Path) -> Path:

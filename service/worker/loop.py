@@ -22,6 +22,7 @@ from service.engine.protocol import Engines
 from service.errors import CorruptState, StateDirectoryBusy, Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
+from service.store import directory
 from service.store.server import server_url
 from service.worker.learning import Learning
 from service.worker.orders import Orders
@@ -204,9 +205,10 @@ def run(settings: Settings, engines: Engines) -> int:
     Raises:
         StateDirectoryBusy: another worker holds the state directory or writes to its log.
         CorruptState: after a signal, when learning had stopped for it.
-        SettingsError: a learner setting does not fit the stream or its state.
+        SettingsError: a learner setting does not fit the stream or its state, or there is no key.
     """
     logs.configure("worker")
+    directory.sign_with(settings.state_hmac_key_file)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     registry = CollectorRegistry()
     with _lock(settings.state_dir), _listener(settings, registry):
