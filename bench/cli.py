@@ -107,7 +107,9 @@ def _run(choice: Choice, out: Path, console: Console, *, again: bool, jobs: int)
 
 
 def parsed(words: Sequence[str]) -> dict[str, Option]:
-    """Return NAME=VALUE words as options: numbers, true, false and null as such, else text.
+    """Return NAME=VALUE words as options: numbers, true, false (also True, False) and null as such.
+
+    Everything else is text.
 
     Raises:
         SettingsError: a word has no name or no value.
@@ -118,7 +120,7 @@ def parsed(words: Sequence[str]) -> dict[str, Option]:
         if not (name and equals and value):
             raise SettingsError(f"--option: expected NAME=VALUE, got {word}")
         try:
-            options[name] = json.loads(value)
+            options[name] = json.loads(value.lower() if value in ("True", "False") else value)
         except ValueError:
             options[name] = value
     return options

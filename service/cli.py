@@ -112,10 +112,10 @@ def api(
 @app.command()
 def worker(state_dir: StateDir = None) -> None:
     """Run the worker: the only process that learns, one per state directory."""
-    from service.worker import loop
+    from service.worker import process
 
     settings = Settings.read(state_dir=state_dir)
-    raise typer.Exit(loop.run(settings, load_engines(settings.learner_threads)))
+    raise typer.Exit(process.run(settings, load_engines(settings.learner_threads)))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The Prometheus families about learning, read from the served snapshot at each scrape.
 
-So they survive restarts, and every API process tells the same. README's table is tested against
-this file. Units are the suffix of the name; `_ratio` is 0 to 1.
+So they survive restarts, and every API process tells the same. Each carries the stream's name.
+README's table is tested against this file. Units are the suffix of the name; `_ratio` is 0 to 1.
 """
 
 import time
@@ -42,15 +42,15 @@ class LearningCollector(Collector):
 
     def __init__(
         self,
-        read: Callable[[], SnapshotFacts | None],
+        read: Callable[[], Mapping[str, SnapshotFacts]],
         *,
         max_classes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Keep how to reach the served snapshot.
+        """Keep how to reach the served snapshots.
 
         Args:
-            read: returns the served snapshot's facts, or None before the first.
+            read: returns the served snapshot's facts by stream; none before its first.
             max_classes: classes with a series of their own; replay counts of later ones are
                 summed as `other`, their accuracy is left out.
             clock: unix time in seconds.
@@ -60,10 +60,18 @@ class LearningCollector(Collector):
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family; nothing before the first snapshot."""
-        facts = self._read()
-        if facts is None:
-            return
+        """Yield every family with the samples of all streams; nothing before the first snapshot."""
+        families: dict[str, Metric] = {}
+        for stream, facts in self._read().items():
+            for found in self._families(facts):
+                family = families.setdefault(
+                    found.name, Metric(found.name, found.documentation, found.type)
+                )
+                for one in found.samples:
+                    family.add_sample(one.name, {"stream": stream, **one.labels}, one.value)
+        yield from families.values()
+
+    def _families(self, facts: SnapshotFacts) -> Iterator[Metric]:
         summary = facts.summary
         yield _gauge("levit_snapshot_version", "Number of the served snapshot", facts.version)
         age_s = max(0.0, self._clock() - facts.published_at)

@@ -52,6 +52,11 @@ LEARNER = (
 )
 """Settings that the learner's state rests on; fixed for the life of a state directory."""
 
+OF_A_STREAM = (*LEARNER, "input", "labels", "max_classes", "max_backlog")
+"""Settings that a stream may declare for itself."""
+STREAM_REPLAY_BYTES = 64 * 2**20
+"""Of a declared stream's replay memory, unless it says another size: all share one Redis."""
+
 
 class Settings(BaseSettings):
     """All settings of all processes; durations end in _s or _ms, sizes in _bytes."""
@@ -90,6 +95,10 @@ class Settings(BaseSettings):
     # What a request may carry
     input: str | None = Field(default=None)
     """What a sample is, `image:HxWxC`, `vector:D` or `series:TxC`; unset: the first batch says."""
+    labels: tuple[int | str, ...] | None = Field(default=None, min_length=1)
+    """Labels a stream may have, a JSON list; unset: any, up to `max_classes`."""
+    max_streams: int = Field(default=16, ge=1)
+    """Most streams, the default one included."""
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Largest request body."""
     max_json_bytes: int = Field(default=2**20, ge=1024)
@@ -191,6 +200,31 @@ class Settings(BaseSettings):
         """CPU threads of the worker's learner."""
         return self.worker_threads or max(1, (os.cpu_count() or 1) - 1)
 
+    def of_stream(
+        self, name: str, options: Mapping[str, Any], state_dir: Path, redis_url: str
+    ) -> Self:
+        """Return the settings of a declared stream: these, but for what it declares.
+
+        Args:
+            name: what it is called.
+            options: values of `OF_A_STREAM` by name.
+            state_dir: its own directory.
+            redis_url: address of the Redis of all streams.
+
+        Raises:
+            SettingsError: naming the option that is wrong.
+        """
+        unknown = sorted(set(options) - set(OF_A_STREAM))
+        if unknown:
+            raise SettingsError(
+                f"{unknown[0]}: expected an option of {', '.join(sorted(OF_A_STREAM))}"
+            )
+        own = self.model_dump(exclude={*OF_A_STREAM, "state_dir", "redis_url", "stream"})
+        fixed = {"stream": name, "state_dir": state_dir, "redis_url": redis_url}
+        fields = {one: type(self).model_fields[one].default for one in OF_A_STREAM}
+        fields["replay_bytes"] = STREAM_REPLAY_BYTES
+        return self._made(own | fields | dict(options) | fixed, "")
+
     @classmethod
     def read(cls, **overrides: object) -> Self:
         """Return the settings of this environment; `overrides` (command-line options) win.
@@ -202,13 +236,20 @@ class Settings(BaseSettings):
         unknown = sorted(n for n in os.environ if n.startswith(PREFIX) and n not in names)
         if unknown:
             raise SettingsError(f"unknown setting {unknown[0]}; `levit config` lists them all")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return cls._made(given, PREFIX)
+
+    @classmethod
+    def _made(cls, values: Mapping[str, Any], prefix: str) -> Self:
+        """Return settings of `values`; an error names a field as whoever gave it knows it."""
         try:
-            settings = cls(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+            made = cls(**values)
+            return made._checked()
         except ValidationError as error:
             first = error.errors()[0]
-            name = PREFIX + str(first["loc"][0]).upper()
+            field = str(first["loc"][0])
+            name = prefix + (field.upper() if prefix else field)
             raise SettingsError(f"{name}: {first['msg']}, got {first['input']!r}") from None
-        return settings._checked()
 
     def _checked(self) -> Self:
         """Return these settings, if they fit each other.

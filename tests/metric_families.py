@@ -49,9 +49,9 @@ FULL = Summary(
 def learning(summary: Summary, *, max_classes: int = 100) -> CollectorRegistry:
     """Return a registry that tells of one snapshot, published 5 seconds ago."""
     registry = CollectorRegistry()
-    facts = Facts(asdict(summary))
+    told = {"default": Facts(asdict(summary))}
     registry.register(
-        LearningCollector(lambda: facts, max_classes=max_classes, clock=lambda: 1_005.0)
+        LearningCollector(lambda: told, max_classes=max_classes, clock=lambda: 1_005.0)
     )
     return registry
 
@@ -59,8 +59,8 @@ def learning(summary: Summary, *, max_classes: int = 100) -> CollectorRegistry:
 def families() -> dict[str, Metric]:
     """Return our families by the name Prometheus stores them under, `levit_` ones only."""
     api, worker = CollectorRegistry(), CollectorRegistry()
-    ApiMetrics(api)
-    WorkerMetrics(worker)
+    ApiMetrics(api).of("default")
+    WorkerMetrics(worker).of("default")
     found: dict[str, Metric] = {}
     for registry in (api, learning(FULL), worker):
         for metric in registry.collect():

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api.app import check_exposure, create_app
-from service.api.body import JSON, SAFETENSORS
+from service.api.body import JSON, LINES, SAFETENSORS
 from service.engine.protocol import Engines
 from service.errors import SettingsError
 from service.settings import Settings
@@ -238,33 +238,34 @@ async def test_metrics_count_what_was_accepted_replayed_and_refused(
     text = (await serving.get("/metrics")).text
 
     for line in (
-        'levit_observations_total{outcome="accepted"} 1.0',
-        'levit_observations_total{outcome="replayed"} 1.0',
-        'levit_observations_total{outcome="refused"} 1.0',
-        'levit_samples_observed_total{labelled="yes"} 1.0',
-        'levit_samples_observed_total{labelled="no"} 1.0',
-        'levit_predictions_total{outcome="answered"} 1.0',
-        'levit_predictions_total{outcome="refused"} 1.0',
-        "levit_predict_batch_size_count 1.0",
-        "levit_observe_duration_seconds_count 3.0",
-        "levit_stream_backlog 1.0",
+        'levit_observations_total{outcome="accepted",stream="default"} 1.0',
+        'levit_observations_total{outcome="replayed",stream="default"} 1.0',
+        'levit_observations_total{outcome="refused",stream="default"} 1.0',
+        'levit_samples_observed_total{labelled="yes",stream="default"} 1.0',
+        'levit_samples_observed_total{labelled="no",stream="default"} 1.0',
+        'levit_predictions_total{outcome="answered",stream="default"} 1.0',
+        'levit_predictions_total{outcome="refused",stream="default"} 1.0',
+        'levit_predict_batch_size_count{stream="default"} 1.0',
+        'levit_observe_duration_seconds_count{stream="default"} 3.0',
+        'levit_stream_backlog{stream="default"} 1.0',
         "levit_redis_ready 1.0",
-        "levit_snapshot_version 1.0",
+        'levit_snapshot_version{stream="default"} 1.0',
     ):
         assert line in text
 
 
-async def test_the_documents_name_both_media_types_and_every_refusal(
+async def test_the_documents_name_every_media_type_and_every_refusal(
     api: httpx.AsyncClient,
 ) -> None:
     paths = (await api.get("/openapi.json")).json()["paths"]
 
-    for path, statuses in {
-        "/observe": {"202", "400", "409", "413", "415", "422", "503"},
-        "/predict": {"200", "400", "413", "415", "422", "503"},
-    }.items():
+    images = {"image/png", "image/jpeg"}
+    for path, kinds, statuses in (
+        ("/observe", {LINES}, {"200", "202", "400", "409", "413", "415", "422", "503"}),
+        ("/predict", set(), {"200", "400", "413", "415", "422", "503"}),
+    ):
         post = paths[path]["post"]
-        assert set(post["requestBody"]["content"]) == {JSON, SAFETENSORS}
+        assert set(post["requestBody"]["content"]) == {JSON, SAFETENSORS} | images | kinds
         assert set(post["responses"]) == statuses
         assert list(post["responses"]["422"]["content"]) == ["application/problem+json"]
 

@@ -59,7 +59,7 @@ def model() -> Model:
 
 @pytest.fixture
 async def batcher(model: Model) -> AsyncIterator[Batcher]:
-    batcher = Batcher(model, SETTINGS, ApiMetrics(CollectorRegistry()))
+    batcher = Batcher(model, SETTINGS, ApiMetrics(CollectorRegistry()).of("default"))
     batcher.start()
     yield batcher
     model.free.set()

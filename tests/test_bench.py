@@ -453,11 +453,12 @@ def test_option_that_no_method_has_is_refused() -> None:
 
 
 def test_words_become_options() -> None:
-    assert parsed(["a=1", "b=0.5", "c=true", "d=text"]) == {
+    assert parsed(["a=1", "b=0.5", "c=true", "d=text", "e=False"]) == {
         "a": 1,
         "b": 0.5,
         "c": True,
         "d": "text",
+        "e": False,
     }
     with pytest.raises(SettingsError, match="got a1"):
         parsed(["a1"])

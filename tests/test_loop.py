@@ -24,7 +24,7 @@ from service.store.read import Log
 from service.store.replay import ReplayStore
 from service.store.snapshots import SnapshotReader
 from service.store.stream_ids import START, RawEntry
-from service.worker import loop, members
+from service.worker import loop, members, process
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from service.worker.learning import Learning, Turn
 from service.worker.loop import Pace, Worker
@@ -347,7 +347,7 @@ async def test_a_log_that_lost_entries_is_not_learned(
         worker.run()
 
     worker.close()
-    assert registry.get_sample_value("levit_stream_gap_entries") == gap
+    assert registry.get_sample_value("levit_stream_gap_entries", {"stream": "default"}) == gap
     assert digest(newest(made).state) == digest(before.state)
 
 
@@ -440,15 +440,15 @@ def test_the_metrics_listener_answers_while_it_is_open(state_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     registry = CollectorRegistry()
-    WorkerMetrics(registry)
+    WorkerMetrics(registry).of("default")
 
     with (
-        loop._listener(Settings(state_dir=state_dir, worker_metrics_port=port), registry),
+        process._listener(Settings(state_dir=state_dir, worker_metrics_port=port), registry),
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer,
     ):
         text = answer.read().decode()
 
-    assert "levit_stream_gap_entries 0.0" in text
+    assert 'levit_stream_gap_entries{stream="default"} 0.0' in text
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
@@ -460,7 +460,7 @@ def test_a_taken_metrics_port_is_named_with_its_setting(state_dir: Path) -> None
 
         with (
             pytest.raises(OSError, match=rf"LEVIT_WORKER_METRICS_PORT: .*127\.0\.0\.1:{port}"),
-            loop._listener(settings, CollectorRegistry()),
+            process._listener(settings, CollectorRegistry()),
         ):
             pass
 

@@ -10,7 +10,7 @@ from tests.metric_families import FULL, learning
 
 def test_nothing_is_said_about_learning_before_the_first_snapshot() -> None:
     registry = CollectorRegistry()
-    registry.register(LearningCollector(lambda: None, max_classes=10))
+    registry.register(LearningCollector(dict, max_classes=10))
 
     assert list(registry.collect()) == []
 
@@ -18,7 +18,7 @@ def test_nothing_is_said_about_learning_before_the_first_snapshot() -> None:
 def test_an_unknown_novelty_has_no_sample() -> None:
     registry = learning(Summary(novelty=None))
 
-    assert registry.get_sample_value("levit_novelty") is None
+    assert registry.get_sample_value("levit_novelty", {"stream": "default"}) is None
 
 
 @pytest.mark.parametrize(
@@ -42,24 +42,24 @@ def test_facts_of_the_snapshot_are_told(
 ) -> None:
     registry = learning(FULL)
 
-    assert registry.get_sample_value(name, labels) == value
+    assert registry.get_sample_value(name, {"stream": "default", **labels}) == value
 
 
 @pytest.mark.parametrize(
     "name", ["levit_sample_gradients_total", "levit_held_out_samples", "levit_overruled"]
 )
 def test_what_a_preset_does_not_count_has_no_sample(name: str) -> None:
-    assert learning(Summary()).get_sample_value(name) is None
+    assert learning(Summary()).get_sample_value(name, {"stream": "default"}) is None
 
 
-def test_classes_beyond_the_bound_are_summed_as_other() -> None:
-    registry = learning(FULL, max_classes=1)
+@pytest.mark.parametrize(
+    ("bound", "label", "members"), [(1, "dog", None), (1, "other", 50.0), (3, "other", 30.0)]
+)
+def test_classes_beyond_the_bound_join_the_one_called_other(
+    bound: int, label: str, members: float | None
+) -> None:
+    labels = {"stream": "default", "class": label}
 
-    assert registry.get_sample_value("levit_replay_samples", {"class": "dog"}) is None
-    assert registry.get_sample_value("levit_replay_samples", {"class": "other"}) == 50.0
+    found = learning(FULL, max_classes=bound).get_sample_value("levit_replay_samples", labels)
 
-
-def test_a_class_that_is_called_other_makes_no_second_series() -> None:
-    registry = learning(FULL, max_classes=3)
-
-    assert registry.get_sample_value("levit_replay_samples", {"class": "other"}) == 30.0
+    assert found == members

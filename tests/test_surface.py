@@ -34,6 +34,7 @@ ROUTES = {
     "GET /quarantine/{batch_id}",
     "GET /readyz",
     "GET /snapshots",
+    "GET /streams",
     "POST /checkpoints/{seq}/pin",
     "POST /checkpoints/{seq}/rollback",
     "POST /observe",
@@ -41,7 +42,17 @@ ROUTES = {
     "POST /quarantine/{batch_id}/drop",
     "POST /quarantine/{batch_id}/retry",
     "POST /resync",
+    "POST /streams",
 }
+PROCESS = {
+    "GET /",
+    "GET /livez",
+    "GET /metrics",
+    "GET /readyz",
+    "GET /streams",
+    "POST /streams",
+}
+"""Routes about the whole process; every other one is there for each stream."""
 CODES = {
     "backlog_full",
     "bad_batch_id",
@@ -54,6 +65,7 @@ CODES = {
     "bad_parameter",
     "bad_safetensors",
     "bad_shape",
+    "bad_stream",
     "bad_value",
     "batch_too_large",
     "body_too_large",
@@ -81,12 +93,16 @@ CODES = {
     "prediction_failed",
     "redis_unavailable",
     "schema_mismatch",
+    "stream_exists",
     "stopping",
     "too_many_classes",
     "too_many_pixels",
     "too_slow",
+    "too_many_streams",
     "unknown_batch",
     "unknown_checkpoint",
+    "unknown_label",
+    "unknown_stream",
     "unknown_field",
     "unsupported_encoding",
     "unsupported_type",
@@ -137,6 +153,8 @@ SETTINGS = {
     "state_dir",
     "state_hmac_key_file",
     "stream",
+    "labels",
+    "max_streams",
     "statistics_bytes",
     "threshold",
     "top_k",
@@ -246,7 +264,11 @@ def test_routes() -> None:
     app = create_app(Settings(insecure=True), lambda: cast(Engines, None))
     paths = app.openapi()["paths"]
 
-    assert {f"{verb.upper()} {path}" for path in paths for verb in paths[path]} == ROUTES
+    found = {f"{verb.upper()} {path}" for path in paths for verb in paths[path]}
+    prefix = "/streams/{stream}"
+
+    assert {route for route in found if prefix not in route} == ROUTES
+    assert {route.replace(prefix, "") for route in found if prefix in route} == ROUTES - PROCESS
     assert {row[0].strip("`") for row in rows("API")} == ROUTES
 
 

@@ -19,7 +19,7 @@ from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import records
 from service.store.entry import Entry
-from service.worker import loop, step
+from service.worker import loop, process, step
 from tests.toy_engine import ToyEngine, ToyEngines
 
 EXIT_CODES = {SettingsError: 2, CorruptState: 65, StateDirectoryBusy: 75}
@@ -99,7 +99,7 @@ def main(step_s: str, flaw: str = "none") -> int:
     """Run the worker; return its exit code."""
     loop.SHARE = 0.5  # many checkpoints, as their moments are what is tested
     try:
-        return loop.run(Settings.read(), FLAWS[flaw](float(step_s)))
+        return process.run(Settings.read(), FLAWS[flaw](float(step_s)))
     except tuple(EXIT_CODES) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CODES[type(error)]

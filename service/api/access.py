@@ -24,6 +24,8 @@ _OF_THE_SERVICE: Mapping[tuple[str, str], Needed] = {
     ("GET", "/metrics"): "metrics",
     ("GET", "/docs"): "read",
     ("GET", "/openapi.json"): "read",
+    ("GET", "/streams"): "read",
+    ("POST", "/streams"): "admin",
 }
 _OF_A_STREAM: Mapping[tuple[str, str], Needed] = {
     ("POST", "/observe"): "observe",

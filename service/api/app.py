@@ -9,37 +9,34 @@ thread `follow`       imports the learner, loads published snapshots
 import ipaddress
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service import __version__, logs
+from service.api.access import STREAM_PREFIX
 from service.api.answers import ERRORS, answer_error
 from service.api.auth import Authentication
-from service.api.batcher import Batcher
 from service.api.codec import Codec
-from service.api.intake import Intake
-from service.api.predictor import Follower
 from service.api.routes_checkpoints import checkpoint_routes
 from service.api.routes_learn import learn_routes
 from service.api.routes_predict import predict_routes
 from service.api.routes_quarantine import quarantine_routes
+from service.api.routes_streams import named_stream, stream_routes
 from service.api.routes_watch import watch_routes
+from service.api.streams import Streams
 from service.engine.protocol import Engines
 from service.errors import SettingsError
 from service.learned import LearningCollector
 from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.store import directory
-from service.store.append import Appender
-from service.store.commands import CommandDesk
-from service.store.names import Names
-from service.store.quarantine import Quarantine
-from service.store.server import server_url
 
 STOP_S = 5
 """Longest wait for open requests when the process is told to stop."""
@@ -58,27 +55,19 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     check_exposure(settings)
     registry = CollectorRegistry()
     metrics = ApiMetrics(registry)
-    url, names = server_url(settings), Names(settings.stream)
-    appender = Appender(url, settings)
-    quarantine, desk = Quarantine(url, names), CommandDesk(url, names)
+    streams = Streams(settings, _once(load_engines), metrics)
     codec = Codec(settings)
-    follower = Follower(settings, load_engines)
-    batcher = Batcher(follower.answer, settings, metrics)
     registry.register(
-        LearningCollector(lambda: follower.facts, max_classes=settings.metrics_max_classes)
+        LearningCollector(lambda: streams.facts, max_classes=settings.metrics_max_classes)
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         """Start the threads; stop them in reverse order of who needs whom."""
-        follower.start()
-        batcher.start()
+        await streams.start()
         yield
-        await batcher.stop()
-        follower.stop()
+        await streams.stop()
         codec.close()
-        for connected in (appender, quarantine, desk):
-            await connected.close()
 
     app = FastAPI(
         title="LEViT Stream",
@@ -89,16 +78,33 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    intake = Intake(appender, metrics, require_key=settings.require_idempotency_key)
-    app.include_router(learn_routes(appender, codec, intake))
-    app.include_router(predict_routes(follower, batcher, appender, codec, metrics))
-    app.include_router(watch_routes(appender, follower, metrics, registry))
-    app.include_router(quarantine_routes(quarantine))
-    app.include_router(checkpoint_routes(desk, settings.state_dir))
+    app.include_router(watch_routes(streams, metrics, registry))
+    app.include_router(stream_routes(streams))
+    for router in (
+        learn_routes(streams.of, codec),
+        predict_routes(streams.of, codec),
+        quarantine_routes(streams.of),
+        checkpoint_routes(streams.of),
+    ):
+        app.include_router(router)
+        app.include_router(router, prefix=STREAM_PREFIX, dependencies=[Depends(named_stream)])
     for kind in ERRORS:
         app.add_exception_handler(kind, answer_error)
     app.add_middleware(Authentication)
     return app
+
+
+def _once(load_engines: Callable[[], Engines]) -> Callable[[], Engines]:
+    """Return what loads the engines for whoever asks first and gives them to all."""
+    loading = threading.Lock()
+    loaded = cache(load_engines)
+
+    def load() -> Engines:
+        """Wait for whoever is loading them."""
+        with loading:
+            return loaded()
+
+    return load
 
 
 def check_exposure(settings: Settings) -> None:

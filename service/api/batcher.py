@@ -20,7 +20,7 @@ import structlog
 from service.api.predictor import Answer
 from service.engine.protocol import Array
 from service.errors import ServiceError, Unavailable
-from service.metrics import ApiMetrics
+from service.metrics import RequestMetrics
 from service.settings import Settings
 
 _log = structlog.get_logger()
@@ -38,7 +38,7 @@ class Batcher:
     """Answers requests from one inference thread; lives on one event loop."""
 
     def __init__(
-        self, forward: Callable[[Array], Answer], settings: Settings, metrics: ApiMetrics
+        self, forward: Callable[[Array], Answer], settings: Settings, metrics: RequestMetrics
     ) -> None:
         """Prepare; `start` begins to answer.
 

@@ -12,7 +12,7 @@ from service.api.codec import Codec
 from service.api.lines import LineAnswers
 from service.api.schemas import Accepted
 from service.errors import BadRequest, ServiceError
-from service.metrics import ApiMetrics
+from service.metrics import RequestMetrics
 from service.store.append import Appender, Receipt, Submission
 from service.store.stream_schema import StreamSchema
 
@@ -25,16 +25,20 @@ Read = Callable[[StreamSchema | None, str | None], Awaitable[tuple[Submission, i
 class Intake:
     """Takes batches in."""
 
-    def __init__(self, appender: Appender, metrics: ApiMetrics, *, require_key: bool) -> None:
+    def __init__(
+        self, appender: Appender, metrics: RequestMetrics, *, root: str, require_key: bool
+    ) -> None:
         """Prepare.
 
         Args:
             appender: the log.
             metrics: counts.
+            root: where the routes of the stream begin.
             require_key: whether a batch without an Idempotency-Key is refused.
         """
         self._appender = appender
         self._metrics = metrics
+        self._root = root
         self._require_key = require_key
 
     async def accept(self, request: Request, read: Read) -> Response:
@@ -49,7 +53,7 @@ class Intake:
 
         receipt = await self._take(keyed)
         headers = {"Idempotent-Replayed": "true"} if receipt.replayed else None
-        return JSONResponse(_accepted(receipt).model_dump(), 202, headers)
+        return JSONResponse(_accepted(self._root, receipt).model_dump(), 202, headers)
 
     def accept_lines(self, request: Request, codec: Codec) -> Response:
         """Return the answers of the batches that are the lines of a request's body.
@@ -63,7 +67,7 @@ class Intake:
                 return await codec.line(line, settled=settled, idempotency_key=key)
 
             receipt = await self._take(keyed)
-            return {**_accepted(receipt).model_dump(), "replayed": receipt.replayed}
+            return {**_accepted(self._root, receipt).model_dump(), "replayed": receipt.replayed}
 
         return LineAnswers(
             request,
@@ -82,14 +86,14 @@ class Intake:
                 submission, labelled = await read(await self._appender.stream_schema())
                 receipt = await self._appender.append(submission)
         except ServiceError:
-            metrics.observations.labels("refused").inc()
+            metrics.observations["refused"].inc()
             raise
         if receipt.replayed:
-            metrics.observations.labels("replayed").inc()
+            metrics.observations["replayed"].inc()
         else:
-            metrics.observations.labels("accepted").inc()
-            metrics.samples_observed.labels("yes").inc(labelled)
-            metrics.samples_observed.labels("no").inc(submission.n - labelled)
+            metrics.observations["accepted"].inc()
+            metrics.samples_observed["yes"].inc(labelled)
+            metrics.samples_observed["no"].inc(submission.n - labelled)
         metrics.backlog.set(receipt.backlog)
         return receipt
 
@@ -106,14 +110,14 @@ class Intake:
         return key
 
 
-def _accepted(receipt: Receipt) -> Accepted:
+def _accepted(root: str, receipt: Receipt) -> Accepted:
     return Accepted(
         batch_id=receipt.batch_id,
         n=receipt.n,
         position=receipt.position,
         backlog=receipt.backlog,
         state=receipt.state,
-        status_url=f"/observations/{receipt.batch_id}",
+        status_url=f"{root}/observations/{receipt.batch_id}",
         idempotent=receipt.idempotent,
         durability=receipt.durability,
     )

@@ -23,6 +23,7 @@ from service.api.schemas_admin import (
     command_body,
     read_command,
 )
+from service.api.streams import StreamOf
 from service.errors import Conflict, NotFound
 from service.store import inventory, pins
 from service.store.commands import CommandDesk, Kind
@@ -33,19 +34,20 @@ _REFUSALS = problems(400, 404, 409, 413, 415, 422, 503)
 Seq = Annotated[int, Path(ge=1, le=2**53)]
 
 
-def checkpoint_routes(desk: CommandDesk, state_dir: FilePath) -> APIRouter:
+def checkpoint_routes(stream_of: StreamOf) -> APIRouter:
     """Return the routes of checkpoints and snapshots."""
     router = APIRouter(tags=["administer"])
 
     @router.get("/checkpoints")
-    async def checkpoints() -> CheckpointList:
+    async def checkpoints(request: Request) -> CheckpointList:
         """List the checkpoints, newest first, and what is kept for good."""
-        return await asyncio.to_thread(_checkpoints, state_dir)
+        return await asyncio.to_thread(_checkpoints, (await stream_of(request)).settings.state_dir)
 
     @router.get("/snapshots")
-    async def snapshots() -> SnapshotList:
+    async def snapshots(request: Request) -> SnapshotList:
         """List the published snapshots, newest first."""
-        found = await asyncio.to_thread(inventory.snapshots, state_dir)
+        at = await stream_of(request)
+        found = await asyncio.to_thread(inventory.snapshots, at.settings.state_dir)
         return SnapshotList(snapshots=[SnapshotRow(**_row(asdict(one))) for one in found])
 
     @router.post(
@@ -54,15 +56,17 @@ def checkpoint_routes(desk: CommandDesk, state_dir: FilePath) -> APIRouter:
     async def rollback(seq: Seq, request: Request) -> Followed:
         """Go back to a checkpoint; later entries are read once more, or set aside."""
         asked = await read_command(request, Rollback)
-        await _check_there(state_dir, seq)
-        return await _follow(desk, "rollback", {"checkpoint": seq, "mode": asked.mode})
+        at = await stream_of(request)
+        await _check_there(at.settings.state_dir, seq)
+        return await _follow(at.desk, "rollback", {"checkpoint": seq, "mode": asked.mode})
 
     @router.post("/checkpoints/{seq}/pin", responses=_REFUSALS, openapi_extra=command_body(Pin))
     async def pin(seq: Seq, request: Request) -> Followed:
         """Keep a copy of a checkpoint, and of all it needs, for good."""
         asked = await read_command(request, Pin)
-        await _check_there(state_dir, seq)
-        return await _follow(desk, "pin", {"checkpoint": seq, "name": asked.name})
+        at = await stream_of(request)
+        await _check_there(at.settings.state_dir, seq)
+        return await _follow(at.desk, "pin", {"checkpoint": seq, "name": asked.name})
 
     @router.post(
         "/resync",
@@ -72,7 +76,9 @@ def checkpoint_routes(desk: CommandDesk, state_dir: FilePath) -> APIRouter:
     async def resync(request: Request) -> Followed:
         """Go on although so many entries of the log are lost; any other number is refused."""
         asked = await read_command(request, Resync)
-        return await _follow(desk, "resync", {"accept_loss": asked.accept_loss})
+        return await _follow(
+            (await stream_of(request)).desk, "resync", {"accept_loss": asked.accept_loss}
+        )
 
     return router
 

@@ -6,20 +6,19 @@ from service.api.body import LINES
 from service.api.body_schemas import OBSERVE_BODY
 from service.api.bounds import check_batch_id
 from service.api.codec import Codec
-from service.api.intake import Intake
 from service.api.schemas import Accepted, BatchState, problems
+from service.api.streams import StreamOf
 from service.errors import NotFound
-from service.store.append import Appender, Submission
+from service.store.append import Submission
 from service.store.stream_schema import StreamSchema
 
 
-def learn_routes(appender: Appender, codec: Codec, intake: Intake) -> APIRouter:
+def learn_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
     """Return the routes that hand batches to the log and tell what became of them.
 
     Args:
-        appender: the log.
+        stream_of: finds the stream of a request.
         codec: reads the bodies.
-        intake: appends and counts.
     """
     router = APIRouter(tags=["learn"])
 
@@ -40,6 +39,7 @@ def learn_routes(appender: Appender, codec: Codec, intake: Intake) -> APIRouter:
         being read; the Idempotency-Key has at most 56 characters then. A line that is refused with
         409 or 503 is the last one that is read.
         """
+        intake = (await stream_of(request)).intake
         if request.headers.get("content-type", "").lower().startswith(LINES):
             return intake.accept_lines(request, codec)
 
@@ -49,10 +49,10 @@ def learn_routes(appender: Appender, codec: Codec, intake: Intake) -> APIRouter:
         return await intake.accept(request, read)
 
     @router.get("/observations/{batch_id}", responses=problems(404, 422, 503))
-    async def observation(batch_id: str) -> BatchState:
+    async def observation(batch_id: str, request: Request) -> BatchState:
         """Tell what became of a batch: queued, learned (step, expert) or quarantined (reason)."""
         check_batch_id(batch_id)
-        status = await appender.status(batch_id)
+        status = await (await stream_of(request)).appender.status(batch_id)
         if status is None:
             raise NotFound("unknown_batch", f"no record of batch {batch_id} is kept")
         return BatchState.model_validate(status, from_attributes=True)

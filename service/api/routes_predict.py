@@ -9,32 +9,28 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from service.api.batcher import Batcher
 from service.api.body_schemas import PREDICT_BODY
 from service.api.codec import Codec
-from service.api.predictor import Answer, Follower, not_ready
+from service.api.predictor import Answer, not_ready
 from service.api.schemas import Experts, Predictions, problems
+from service.api.streams import StreamOf, StreamServices
 from service.errors import ServiceError, Unavailable
 from service.inputs import InputSchema
-from service.metrics import ApiMetrics
-from service.store.append import Appender
 
 _SMALL_ANSWER = 64
 """Samples up to which an answer is rendered on the event loop: less than a millisecond."""
 
 
-def predict_routes(
-    follower: Follower, batcher: Batcher, appender: Appender, codec: Codec, metrics: ApiMetrics
-) -> APIRouter:
+def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
     """Return the routes that answer from the served model."""
     router = APIRouter(tags=["predict"])
 
-    async def answer(request: Request) -> Answer:
+    async def answer(at: StreamServices, request: Request) -> Answer:
         """Return the served model's answers for the request's samples."""
-        batch = await codec.samples(request, known=await _known_input(follower, appender))
-        if follower.current is None:
+        batch = await codec.samples(request, known=await _known_input(at))
+        if at.follower.current is None:
             raise not_ready()
-        return await batcher.predict(batch.x)
+        return await at.batcher.predict(batch.x)
 
     @router.post(
         "/predict",
@@ -47,21 +43,23 @@ def predict_routes(
 
         503 `not_ready` only before the first model is published.
         """
+        at = await stream_of(request)
+        metrics = at.metrics
         try:
             with metrics.predict_duration.time():
-                answered = await answer(request)
+                answered = await answer(at, request)
         except ServiceError:
-            metrics.predictions.labels("refused").inc()
+            metrics.predictions["refused"].inc()
             raise
-        metrics.predictions.labels("answered").inc()
+        metrics.predictions["answered"].inc()
         if len(answered.experts) <= _SMALL_ANSWER:
             return JSONResponse(_document(answered))
         return await asyncio.to_thread(lambda: JSONResponse(_document(answered)))
 
     @router.get("/experts", response_model=Experts)
-    async def experts() -> dict[str, Any]:
+    async def experts(request: Request) -> dict[str, Any]:
         """Tell what the served model is made of; `model_version` 0 before the first."""
-        info = follower.facts
+        info = (await stream_of(request)).follower.facts
         if info is None:
             return {}
         return {
@@ -74,12 +72,12 @@ def predict_routes(
     return router
 
 
-async def _known_input(follower: Follower, appender: Appender) -> InputSchema | None:
+async def _known_input(at: StreamServices) -> InputSchema | None:
     """Return what a sample is, as far as it can be told now."""
-    if (served := follower.current) is not None:
+    if (served := at.follower.current) is not None:
         return served.predictor.schema
     try:
-        settled = await appender.stream_schema()
+        settled = await at.appender.stream_schema()
     except Unavailable:  # there is no model, so the answer is a refusal in any case
         return None
     return None if settled is None else settled.input

@@ -16,35 +16,37 @@ from service.api.schemas_admin import (
     command_body,
     read_command,
 )
+from service.api.streams import StreamOf
 from service.engine.protocol import Label
 from service.store.aside import SetAside
 from service.store.entry import decode_payload
-from service.store.quarantine import Quarantine, Quarantined
+from service.store.quarantine import Quarantined
 
 MOST_LISTED = 100
 """Most batches in one answer."""
 
 
-def quarantine_routes(quarantine: Quarantine) -> APIRouter:
+def quarantine_routes(stream_of: StreamOf) -> APIRouter:
     """Return the routes of the quarantine."""
     router = APIRouter(tags=["administer"], prefix="/quarantine")
 
     @router.get("", responses=problems(422, 503))
     async def listed(
+        request: Request,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
         after: Annotated[str, Query(pattern=r"^\d{1,15}-\d{1,15}$")] = "0-0",
     ) -> QuarantinePage:
         """List batches that were set aside behind the position `after`, oldest first."""
-        found = await quarantine.page(limit=limit, after=after)
+        found = await (await stream_of(request)).quarantine.page(limit=limit, after=after)
         rows = [QuarantinedBatch.model_validate(one, from_attributes=True) for one in found]
         following = found[-1].position if len(found) == limit else None
         return QuarantinePage(quarantined=rows, after=following)
 
     @router.get("/{batch_id}", responses=problems(404, 409, 422, 503))
-    async def shown(batch_id: str) -> QuarantinedDetails:
+    async def shown(batch_id: str, request: Request) -> QuarantinedDetails:
         """Show a batch that was set aside: its reason, what its samples are, their labels."""
         check_batch_id(batch_id)
-        one = await quarantine.find(batch_id)
+        one = await (await stream_of(request)).quarantine.find(batch_id)
         return QuarantinedDetails(
             **asdict(Quarantined.of(one)), input=str(one.fields["input"]), labels=_labels(one)
         )
@@ -58,7 +60,7 @@ def quarantine_routes(quarantine: Quarantine) -> APIRouter:
         """Append a batch to the log again, under its id; it is queued from now on."""
         check_batch_id(batch_id)
         await read_command(request, Nothing)
-        status = await quarantine.retry(batch_id)
+        status = await (await stream_of(request)).quarantine.retry(batch_id)
         return BatchState.model_validate(status, from_attributes=True)
 
     @router.post(
@@ -70,7 +72,7 @@ def quarantine_routes(quarantine: Quarantine) -> APIRouter:
         """Throw a batch away for good; its status is kept for a day."""
         check_batch_id(batch_id)
         await read_command(request, Nothing)
-        status = await quarantine.drop(batch_id)
+        status = await (await stream_of(request)).quarantine.drop(batch_id)
         return BatchState.model_validate(status, from_attributes=True)
 
     return router

@@ -1,20 +1,19 @@
 """GET /, /livez, /readyz and /metrics: what operators and their machines look at."""
 
+import asyncio
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from service import __version__
-from service.api.predictor import Follower
 from service.api.schemas import Readiness
+from service.api.streams import Streams, StreamServices
 from service.errors import Unavailable
 from service.metrics import ApiMetrics
-from service.store.append import Appender
 
 
-def watch_routes(
-    appender: Appender, follower: Follower, metrics: ApiMetrics, registry: CollectorRegistry
-) -> APIRouter:
+def watch_routes(streams: Streams, metrics: ApiMetrics, registry: CollectorRegistry) -> APIRouter:
     """Return the routes that tell how the service is."""
     router = APIRouter(tags=["watch"])
 
@@ -40,7 +39,7 @@ def watch_routes(
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz() -> JSONResponse:
         """Say whether observations are accepted and kept; does not wait for a first model."""
-        found = await _problems(appender, follower)
+        found = await _problems(streams)
         readiness = Readiness(status="not_ready" if found else "ready", problems=found)
         if found:
             return JSONResponse(readiness.model_dump(), 503, {"Retry-After": "1"})
@@ -52,11 +51,10 @@ def watch_routes(
     async def prometheus() -> Response:
         """Tell every metric of this process and of the served model, as Prometheus text."""
         try:
-            facts = await appender.facts()
+            facts = await streams.default.appender.facts()
             metrics.redis_ready.set(not facts.server.problems)
-            metrics.worker_stopped.set(facts.worker_problem is not None)
             metrics.disk_free.set(facts.disk_free)
-            metrics.backlog.set(await appender.backlog())
+            await asyncio.gather(*(_measure(one) for one in streams.all.values()))
         except Unavailable:
             metrics.redis_ready.set(0)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -64,10 +62,22 @@ def watch_routes(
     return router
 
 
-async def _problems(appender: Appender, follower: Follower) -> list[str]:
+async def _measure(stream: StreamServices) -> None:
+    facts = await stream.appender.facts()
+    stream.metrics.worker_stopped.set(facts.worker_problem is not None)
+    stream.metrics.backlog.set(await stream.appender.backlog())
+
+
+async def _problems(streams: Streams) -> list[str]:
     """Return what keeps the service from doing what it promises."""
-    found = [] if follower.alive else ["newer models are not noticed any more"]
+    found = await asyncio.gather(*(_problems_of(one) for one in streams.all.values()))
+    return list(dict.fromkeys(problem for one in found for problem in one))
+
+
+async def _problems_of(stream: StreamServices) -> list[str]:
+    found = [] if stream.follower.alive else ["newer models are not noticed any more"]
     try:
-        return found + await appender.problems()
+        found += await stream.appender.problems()
     except Unavailable as error:
         return [*found, error.message]
+    return found

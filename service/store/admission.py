@@ -18,7 +18,7 @@ from service.errors import Unavailable
 from service.settings import Settings
 from service.store.durability import ServerFacts, ask_server, server_facts
 from service.store.inventory import newest_checkpoint_bytes
-from service.store.names import Names
+from service.store.names import DEFAULT_STREAM, Names
 
 ADMISSION_SHARE = 0.8
 """Share of Redis' `maxmemory` that accepted batches may fill; the rest is the worker's, which
@@ -60,6 +60,8 @@ class Admission:
         self._redis = redis
         self._settings = settings
         self._names = Names(settings.stream)
+        default = settings.stream == DEFAULT_STREAM
+        self._worker = "the worker" if default else f"the worker of stream {settings.stream}"
         self._facts: Facts | None = None
         self._accepted_bytes = 0  # since memory was looked at
         self._tolerated: list[str] = []  # logged once
@@ -101,7 +103,12 @@ class Admission:
         facts = await self.facts()
         found = [] if self._settings.allow_weaker_durability else list(facts.server.problems)
         if facts.worker_problem is not None:
-            found.append(f"the worker has stopped: {facts.worker_problem}")
+            which = (
+                ""
+                if self._settings.stream == DEFAULT_STREAM
+                else f" stream {self._settings.stream}"
+            )
+            found.append(f"the worker has stopped{which}: {facts.worker_problem}")
         if facts.disk_problem is not None:
             found.append(facts.disk_problem)
         return found

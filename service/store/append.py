@@ -27,7 +27,7 @@ from service.store.entry import BatchStatus, State
 from service.store.link import connect_async, redis_answers, transaction
 from service.store.names import RECORD_LIFETIME_S, Names
 from service.store.positions import Positions
-from service.store.stream_schema import LabelKind, StreamSchema
+from service.store.stream_schema import LabelKind, StreamSchema, check_declared
 
 ATTEMPTS = 5
 """How often a transaction that lost a race is tried before the client is told to retry."""
@@ -87,8 +87,8 @@ class Appender:
         """Return the receipt of a batch that is now in the log, or was already.
 
         Raises:
-            Unprocessable: `schema_mismatch`, `label_kind_mismatch`, `too_many_classes`,
-                `idempotency_key_reused`; nothing was stored.
+            Unprocessable: `schema_mismatch`, `label_kind_mismatch`, `unknown_label`,
+                `too_many_classes`, `idempotency_key_reused`; nothing was stored.
             Unavailable: `backlog_full`, `disk_full`; `redis_unavailable`, the outcome is unknown.
             Conflict: `conflict`, lost a race five times; nothing was stored.
         """
@@ -202,6 +202,7 @@ class Appender:
     async def _new_labels(self, pipe: Pipeline, submission: Submission) -> set[str]:
         """Return the labels the stream has not seen, watching the set of those it has."""
         labels = {str(label) for label in submission.distinct_labels}
+        check_declared(labels, self._settings.labels)
         if labels <= self._known_labels:
             return set()
         await pipe.watch(self._names.classes)

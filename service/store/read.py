@@ -62,8 +62,8 @@ class Log:
         """Give this log its name."""
         self._fence.write(lambda pipe: pipe.set(self._names.identity, identity))
 
-    def read(self, after: str, *, count: int, block_ms: int) -> list[RawEntry]:
-        """Return up to `count` entries behind a position, waiting up to `block_ms` for one."""
+    def read(self, after: str, *, count: int, block_ms: int | None) -> list[RawEntry]:
+        """Return up to `count` entries behind a position, waiting for one unless it is None."""
         with redis_errors():
             answer = self._redis.xread({self._names.log: after}, count=count, block=block_ms)
         return [

@@ -1,9 +1,11 @@
 """What a stream has settled: the shape of a sample and the kind of its labels."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from service.engine.protocol import Label
 from service.errors import Unprocessable
 from service.inputs import InputSchema
 
@@ -43,3 +45,21 @@ class StreamSchema:
         """Return the schema that `to_record` wrote."""
         fields = json.loads(record)
         return cls(InputSchema.parse(fields["input"]), fields["labels"])
+
+
+def check_declared(labels: Iterable[str], declared: Sequence[Label] | None) -> None:
+    """Check that labels are among those that the stream may have.
+
+    Args:
+        labels: of a batch, as text.
+        declared: None where any will do.
+
+    Raises:
+        Unprocessable: `unknown_label`, naming one.
+    """
+    unknown = set() if declared is None else set(labels) - {str(label) for label in declared}
+    if unknown:
+        raise Unprocessable(
+            "unknown_label",
+            f"expected one of {len(declared or ())} declared labels, got {min(unknown)!a}",
+        )

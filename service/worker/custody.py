@@ -4,7 +4,7 @@ import uuid
 from functools import partial
 
 from service.errors import CorruptState
-from service.metrics import WorkerMetrics
+from service.metrics import LearningMetrics
 from service.settings import Settings
 from service.store.archive import Archive, Mark, archive_until
 from service.store.fence import Fence
@@ -18,7 +18,7 @@ from service.worker.step import Progress
 class Custody:
     """Watches one log and trims it."""
 
-    def __init__(self, settings: Settings, fence: Fence, metrics: WorkerMetrics) -> None:
+    def __init__(self, settings: Settings, fence: Fence, metrics: LearningMetrics) -> None:
         kept = settings.log_archive
         self._archive = Archive(settings.state_dir, settings.log_archive_bytes) if kept else None
         self._fence = fence

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import structlog
 
 from service.engine.protocol import Engine
-from service.metrics import WorkerMetrics
+from service.metrics import LearningMetrics
 from service.settings import Settings
 from service.store.decisions import Decision, Decisions
 from service.store.entry import Entry
@@ -21,7 +21,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 class Judge:
     """The decisions of a state directory, and who adds to them."""
 
-    def __init__(self, settings: Settings, metrics: WorkerMetrics) -> None:
+    def __init__(self, settings: Settings, metrics: LearningMetrics) -> None:
         self.decisions = Decisions(settings.state_dir)
         self.attempts = Attempts(settings.state_dir)
         self._metrics = metrics
@@ -33,7 +33,7 @@ class Judge:
             OSError: the disk is full or refuses; nothing was decided.
         """
         self.decisions.add(decision)
-        self._metrics.decisions.labels(decision.kind).inc()
+        self._metrics.decisions[decision.kind].inc()
         log.warning("decided", **asdict(decision))
 
     def before(self, health: Health, engine: Engine, entry: Entry) -> None:

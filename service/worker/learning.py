@@ -46,21 +46,21 @@ class Learning:
     ) -> None:
         self._settings = settings
         self._engines = engines
-        self._metrics = metrics
+        self._metrics = watched = metrics.of(settings.stream)
         self.fence = Fence(url, Names(settings.stream))
         """What keeps a worker that was superseded from writing."""
         self._log = Log(self.fence)
-        self._custody = Custody(settings, self.fence, metrics)
+        self._custody = Custody(settings, self.fence, watched)
         self.checkpoints = Checkpoints(settings)
         self._snapshots = SnapshotWriter(settings.state_dir)
-        self.judge = Judge(settings, metrics)
+        self.judge = Judge(settings, watched)
         self._state = WorkerState()
         self._unsaved = False
         self._astray = False
         """Whether to go on from the newest checkpoint, as what is in memory is no whole state."""
         self._members = ReplayMembers(self.fence)
         self.way_back = WayBack(self.checkpoints, self.judge.decisions, self._log, self._members)
-        metrics.checkpoint_age.set_function(self.checkpoints.age_s)
+        watched.checkpoint_age.set_function(self.checkpoints.age_s)
 
     def restore(self) -> None:
         """Go on from the newest checkpoint that is whole, or begin where there never was one.
@@ -117,8 +117,8 @@ class Learning:
             self._load_newest()
             self._unsaved = True
 
-    def read(self, *, count: int, block_ms: int) -> list[RawEntry]:
-        """Return the next entries of the log, waiting a little for one."""
+    def read(self, *, count: int, block_ms: int | None) -> list[RawEntry]:
+        """Return the next entries of the log, waiting for one unless `block_ms` is None."""
         self.catch_up()
         return self._log.read(self.progress.position, count=count, block_ms=block_ms)
 

@@ -1,28 +1,21 @@
-"""The worker process: the only one that learns. This file decides when; `learning` does.
+"""One stream's way through its log. This file decides when; `learning` does.
 
 It reads the log behind its position, learns entry by entry, and makes checkpoints and snapshots as
 often as 5 % of the time allows for each. When is a matter of clocks, so nothing of it may enter
-the learner's state. A signal only sets a flag. While Redis is away it waits; where state is
-corrupt it stops learning, stays visible and waits for a human.
+the learner's state. While Redis is away it waits.
 """
 
-import fcntl
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
 
-from service import logs
 from service.engine.protocol import Engines
-from service.errors import CorruptState, StateDirectoryBusy, Unavailable
+from service.errors import Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
-from service.store import directory
 from service.store.server import server_url
 from service.worker.learning import Learning
 from service.worker.orders import Orders
@@ -107,30 +100,56 @@ class Worker:
     def run(self) -> None:
         """Learn until `stop`; then everything learned is in a checkpoint, if Redis is there.
 
-        After a step that was abandoned nothing is saved: its end may have been reached by half.
-
         Raises:
             CorruptState: the log or what it must fit is damaged; a human decides.
             SettingsError: a learner setting does not fit the stream or its state.
         """
-        try:
-            self._insist(self._learning.restore)
-            while not self._stopping:
-                self._insist(self._turn)
-        except StepAbandoned:
-            log.warning("step_abandoned", waited_s=PATIENCE_S)
+        self.begin()
+        while not self._stopping:
+            self.turn(BLOCK_MS)
+        self.end()
+
+    def begin(self) -> None:
+        """Go on from where the last worker was.
+
+        Raises:
+            CorruptState, SettingsError: as `run`.
+        """
+        self._insist(self._learning.restore)
+
+    def turn(self, block_ms: int | None) -> bool:
+        """Learn some entries, saving and publishing when it is time; return whether there were any.
+
+        Args:
+            block_ms: longest wait for an entry; None: do not wait.
+
+        Raises:
+            CorruptState: as `run`.
+        """
+        met = False
+
+        def once() -> None:
+            """Do it; called again where Redis or the disk was away."""
+            nonlocal met
+            met = self._turn(block_ms)
+
+        self._insist(once)
+        return met
+
+    def end(self) -> None:
+        """Save what was learned, if Redis is there; nothing where learning has stopped."""
         try:
             if self._learning.unsaved:
                 self._save()
         except (Unavailable, OSError) as error:
             log.warning("stopped_without_checkpoint", reason=str(error))
 
-    def hold(self, problem: str) -> bool:
-        """Tell the problem and learn nothing until `stop`, so that metrics can still be read.
+    def stopped(self, problem: str) -> None:
+        """Say where others can read it why nothing is learned."""
+        self._insist(lambda: self._learning.stopped(problem))
 
-        Returns:
-            Whether an administrator has mended it, so that learning can go on.
-        """
+    def mended(self) -> bool:
+        """Follow what administrators ask while learning has stopped; say whether it can go on."""
         mended = False
 
         def look() -> None:
@@ -138,33 +157,30 @@ class Worker:
             nonlocal mended
             mended = self._orders.follow(held=True)
 
-        self._insist(lambda: self._learning.stopped(problem))
-        while not self._stopping and not mended:
-            time.sleep(BLOCK_MS / 1000)
-            self._insist(look)
+        self._insist(look)
         return mended
 
     def close(self) -> None:
         """Close the connections."""
         self._learning.close()
 
-    def _turn(self) -> None:
-        """Learn some entries, saving and publishing when it is time."""
+    def _turn(self, block_ms: int | None) -> bool:
         if self._orders.follow():
-            return
-        entries = self._learning.read(count=READ_COUNT, block_ms=BLOCK_MS)
+            return True
+        entries = self._learning.read(count=READ_COUNT, block_ms=block_ms)
         for raw in entries:
             if self._stopping:
-                return
+                return True
             turn = self._learning.learn(raw)
             if turn == "back":
-                return
+                return True
             if turn == "save" or self._checkpoints.due:
                 self._save()
             elif self._snapshots.due or not self._learning.published:
                 self._publish()
         if not entries:
             self._idle()
+        return bool(entries)
 
     def _idle(self) -> None:
         if self._learning.unsaved and self._checkpoints.affordable:
@@ -197,87 +213,3 @@ class Worker:
                 if back_off_s:
                     log.info("waited_long_enough")
                 return
-
-
-def run(settings: Settings, engines: Engines) -> int:
-    """Learn until SIGTERM or SIGINT; return the exit code 0.
-
-    Raises:
-        StateDirectoryBusy: another worker holds the state directory or writes to its log.
-        CorruptState: after a signal, when learning had stopped for it.
-        SettingsError: a learner setting does not fit the stream or its state, or there is no key.
-    """
-    logs.configure("worker")
-    directory.sign_with(settings.state_hmac_key_file)
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    registry = CollectorRegistry()
-    with _lock(settings.state_dir), _listener(settings, registry):
-        worker = Worker(settings, engines, WorkerMetrics(registry))
-        _listen_to_signals(worker)
-        log.info("started", state_dir=str(settings.state_dir))
-        try:
-            _learn(worker)
-        finally:
-            worker.close()
-    log.info("stopped")
-    return 0
-
-
-def _learn(worker: Worker) -> None:
-    """Learn until a signal; where the log is damaged, wait for it or for a human."""
-    while True:
-        try:
-            worker.run()
-        except CorruptState as error:
-            log.critical("learning_stopped", reason=str(error))
-            if not worker.hold(str(error)):
-                raise
-        else:
-            return
-
-
-def _listen_to_signals(worker: Worker) -> None:
-    """Stop on SIGTERM and SIGINT: after the current entry, or without it if that takes long."""
-
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        worker.stop()
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    signal.signal(signal.SIGALRM, worker.hurry)
-
-
-@contextmanager
-def _lock(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory; the kernel lets go of it when the process dies."""
-    with (state_dir / "worker.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateDirectoryBusy(f"another worker holds {state_dir}") from None
-        yield
-
-
-@contextmanager
-def _listener(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
-    """Serve the metrics from a daemon thread, unless the port is 0.
-
-    Raises:
-        OSError: the address is taken; naming it and its setting.
-    """
-    host, port = settings.worker_metrics_host, settings.worker_metrics_port
-    if port == 0:
-        yield
-        return
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        problem = f"LEVIT_WORKER_METRICS_PORT: cannot listen on {host}:{port}: {error.strerror}"
-        raise OSError(error.errno, problem) from error
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -28,7 +28,7 @@ from service.store import fence
 from service.store.link import connect
 from service.store.names import DEFAULT as names
 from service.supervisor import child_environment
-from service.worker import loop
+from service.worker import loop, process
 from tests.chaos.parts import ROOT, counts, newest_checkpoint
 from tests.log_entries import digest
 from tests.toy_engine import ToyEngines
@@ -167,7 +167,7 @@ class Bench:
             loop.SHARE = 0.5
             if points is not None:
                 points.install()
-            code = loop.run(self._settings, self._after if points is None else self._engines)
+            code = process.run(self._settings, self._after if points is None else self._engines)
             if points is not None and listed is not None:
                 listed.write_text(json.dumps(points.passed))
         finally:
