@@ -17,7 +17,7 @@ SLOW := crash or soak or browser
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-fast soak lint secrets sbom audit clean
+.PHONY: help install demo bench test test-fast soak lint secrets pin-images sbom audit clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ lint: install ## Style, import contracts, docstrings, types, dependencies
 
 secrets: ## Draw the passwords that docker compose reads, into deploy/secrets; those that exist stay
 	deploy/make-secrets.sh
+
+pin-images: ## Give every image of Dockerfile and compose the digest its tag has now; needs docker
+	deploy/pin-images.sh
 
 sbom: install ## Write deploy/sbom.json, the bill of materials, again after a lock changed
 	$(BIN)/python -m tests.sbom > deploy/sbom.json

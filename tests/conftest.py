@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import httpx
 import pytest
 import uvicorn
 
+from service import store
 from service.api.app import create_app
 from service.settings import PREFIX, Settings
 from service.store.link import connect, connect_async
@@ -26,6 +29,11 @@ for name in [name for name in os.environ if name.startswith(PREFIX)]:
 
 MakeSettings = Callable[..., Settings]
 DEPLOY = Path(__file__).parent.parent / "deploy"
+STORE = [
+    import_module(f"service.store.{module.name}")
+    for module in iter_modules(store.__path__)
+    if module.name not in {"link", "server"}  # they are not of one process
+]
 WITH_USERS: set[str] = set()
 """Addresses of the servers that know the users of deploy/redis-users.acl."""
 
@@ -37,14 +45,10 @@ def least_rights(monkeypatch: pytest.MonkeyPatch) -> None:
     Where a test fails as "redis refuses this user", the code sends a command that
     deploy/redis-users.acl does not grant: grant it there to the process that sends it, if it must.
     """
-    for user, connects, modules in (
-        ("worker", connect, ("fence", "history")),
-        ("api", connect_async, ("append", "commands", "quarantine")),
-    ):
-        for module in modules:
-            monkeypatch.setattr(
-                f"service.store.{module}.{connects.__name__}", partial(_as_user, user, connects)
-            )
+    for user, connects in (("worker", connect), ("api", connect_async)):
+        for module in STORE:
+            if hasattr(module, connects.__name__):
+                monkeypatch.setattr(module, connects.__name__, partial(_as_user, user, connects))
 
 
 def _as_user(user: str, connects: Callable[[str], object], url: str) -> object:

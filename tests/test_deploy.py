@@ -73,6 +73,13 @@ def test_a_container_has_no_more_rights_than_it_needs(name: str) -> None:
     assert not {"privileged", "cap_add", "devices", "pid", "ipc", "network_mode"} & set(service)
 
 
+def test_nothing_secret_gets_into_the_image() -> None:
+    first, *allowed = (ROOT / ".dockerignore").read_text().split()
+
+    assert first == "*"
+    assert not [line for line in allowed if line.startswith(("!deploy", "!*", "!."))]
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_nothing_that_a_container_writes_in_memory_can_be_run(name: str) -> None:
     for mount in SERVICES[name].get("tmpfs", []):

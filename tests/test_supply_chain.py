@@ -1,10 +1,14 @@
 """What is installed is what was locked, is not known to be bad, and runs nothing unasked."""
 
+import os
 import re
+import shutil
 import site
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.locks import LOCKS, ROOT, below_floor, floors, locked, torch_version, unlocked
 from tests.sbom import bill
@@ -92,6 +96,51 @@ def test_the_image_and_the_makefile_install_by_hash_only() -> None:
 
         assert len(installed) > len(unhashed) > 0
         assert all("TORCH" in one or "--no-deps" in one for one in unhashed)
+
+
+def test_an_audit_that_learns_nothing_fails() -> None:
+    recipe = re.findall(r"^\t(.*pip-audit .*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+    assert len(recipe) == 1 + len({"requirements.lock", "requirements-dev.lock"})
+    assert all("--strict" in line for line in recipe)
+
+
+DOCKER = """#!/bin/sh
+case "$6" in python:*) echo sha256:{python} ;; *) echo sha256:{other} ;; esac
+"""
+
+
+def test_images_are_pinned_by_what_the_registry_says_and_only_once(tmp_path: Path) -> None:
+    for name in ("Dockerfile", "docker-compose.yml", "deploy/pin-images.sh"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(DOCKER.format(python="a" * 64, other="b" * 64))
+    docker.chmod(0o700)
+    path = {"PATH": f"{docker.parent}:{os.environ['PATH']}"}
+
+    told = [
+        subprocess.run(
+            [tmp_path / "deploy/pin-images.sh"], env=path, check=True, stdout=subprocess.PIPE
+        ).stdout.splitlines()
+        for _ in range(2)
+    ]
+
+    bases = re.findall(r"^FROM (\S+)", (tmp_path / "Dockerfile").read_text(), re.MULTILINE)
+    images = re.findall(
+        r"^    image: (\S+)", (tmp_path / "docker-compose.yml").read_text(), re.MULTILINE
+    )
+    assert [len(lines) for lines in told] == [4, 0]
+    assert {base.split("@")[1] for base in bases} == {f"sha256:{'a' * 64}"}
+    assert [image.endswith(f"@sha256:{'b' * 64}") for image in images] == [True] * 3
+    assert yaml.safe_load((tmp_path / "docker-compose.yml").read_text())["services"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "Dockerfile",
+        "bin",
+        "deploy",
+        "docker-compose.yml",
+    ]
 
 
 def test_the_bill_of_materials_is_that_of_the_lock() -> None:
