@@ -2,11 +2,13 @@
 
 ServiceError(status, code)
 +-- BadRequest 400
++-- Forbidden 403
 +-- NotFound 404
 +-- TooSlow 408
 +-- Conflict 409
 +-- TooLarge 413
 +-- UnsupportedMedia 415
++-- Misdirected 421
 +-- Unprocessable 422
 +-- Unavailable 503 (with Retry-After)
 SettingsError      (a process does not start; exit 2)
@@ -40,6 +42,12 @@ class BadRequest(ServiceError):
     status, title = 400, "Bad request"
 
 
+class Forbidden(ServiceError):
+    """Whoever asks may not."""
+
+    status, title = 403, "Forbidden"
+
+
 class NotFound(ServiceError):
     """The thing asked for does not exist (any more)."""
 
@@ -68,6 +76,12 @@ class UnsupportedMedia(ServiceError):
     """The Content-Type or Content-Encoding is not one we read."""
 
     status, title = 415, "Unsupported media type"
+
+
+class Misdirected(ServiceError):
+    """The request was meant for another host."""
+
+    status, title = 421, "Misdirected request"
 
 
 class Unprocessable(ServiceError):

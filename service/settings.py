@@ -86,11 +86,30 @@ class Settings(BaseSettings):
     """Address of the worker's metrics listener."""
     worker_metrics_port: int = Field(default=9101, ge=0, le=65535)
     """Port of the worker's metrics listener; 0 turns it off."""
+    probe_host: str = Field(default="127.0.0.1")
+    """Address of the API's second listener, which answers /livez, /readyz and /metrics only."""
+    probe_port: int = Field(default=0, ge=0, le=65535)
+    """Port of that listener, which floods of the first cannot starve; 0 turns it off."""
     insecure: bool = Field(default=False)
     """Serve without keys; refused unless `host` is loopback or `published_on_loopback` is set."""
 
     published_on_loopback: bool = Field(default=False)
     """Says that `host` is private to a container whose port is published on 127.0.0.1 only."""
+
+    allowed_hosts: str | None = Field(default=None)
+    """Names besides loopback's that insecure services and probes answer to, split at commas."""
+
+    # Who may connect, and how slowly
+    connections: int = Field(default=256, ge=1)
+    """Most open connections; what comes beyond is closed with 503."""
+    connections_per_address: int = Field(default=128, ge=0)
+    """Most from one IPv4 address or IPv6 /64; 0 behind a proxy, where all have its address."""
+    head_timeout_s: float = Field(default=5.0, gt=0)
+    """Longest time to receive the head of a request."""
+    receive_timeout_s: float = Field(default=10.0, gt=0)
+    """Longest time to receive a request, and for which a stream or a reader may stand still."""
+    stream_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest time to receive a streamed body."""
 
     # What a request may carry
     input: str | None = Field(default=None)

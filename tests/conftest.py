@@ -3,8 +3,6 @@
 import os
 import re
 import subprocess
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -13,16 +11,14 @@ from pkgutil import iter_modules
 
 import httpx
 import pytest
-import uvicorn
 
 from service import store
-from service.api.app import create_app
 from service.settings import PREFIX, Settings
 from service.store.link import connect, connect_async
 from service.store.server import EmbeddedServer, bundled_binary
+from tests.listening import listening
 from tests.served import publish, running_api, until_served
 from tests.system_packages import require
-from tests.toy_engine import ToyEngines
 
 for name in [name for name in os.environ if name.startswith(PREFIX)]:
     del os.environ[name]
@@ -134,18 +130,8 @@ def api_settings(settings: MakeSettings) -> Settings:
 @pytest.fixture
 def live(settings: MakeSettings) -> Iterator[Settings]:
     """A service on a port of this machine, without a worker."""
-    served = settings(insecure=True)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(served, ToyEngines), port=0, ws="none", log_config=None)
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield served.model_copy(update={"port": port})
-    server.should_exit = True
-    thread.join()
+    with listening(settings(insecure=True)) as served:
+        yield served
 
 
 @pytest.fixture

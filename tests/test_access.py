@@ -63,7 +63,7 @@ async def test_a_route_without_a_row_is_never_reached(api_settings: Settings) ->
         return "reached"
 
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://levit"
+        transport=httpx.ASGITransport(app), base_url="http://localhost"
     ) as client:
         assert_problem(await client.get("/forgotten"), 404, "not_found")
 

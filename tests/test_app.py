@@ -113,7 +113,7 @@ async def test_a_client_that_hangs_up_within_its_body_is_no_fault_of_ours(
         "method": "POST",
         "path": "/observe",
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
     }
     await app(scope, receive, send)
 
@@ -129,7 +129,7 @@ async def test_a_failure_of_ours_says_nothing_of_itself(api_settings: Settings) 
 
     app.router.routes.insert(0, Route("/livez", broken))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://levit") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.get("/livez")
 
     assert_problem(answer, 500, "internal")

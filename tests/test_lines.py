@@ -352,7 +352,7 @@ async def test_a_fast_client_is_slowed_and_nothing_is_lost(
 async def _begun(live: Settings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
     writer.write(
-        f"POST /observe HTTP/1.1\r\nHost: levit\r\nContent-Type: {LINES}\r\n"
+        f"POST /observe HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {LINES}\r\n"
         "Transfer-Encoding: chunked\r\n\r\n".encode()
     )
     return reader, writer

@@ -11,25 +11,25 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 
-import uvicorn
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client import CollectorRegistry
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service import __version__, logs
 from service.api.access import STREAM_PREFIX
 from service.api.answers import ERRORS, answer_error
 from service.api.auth import Authentication
 from service.api.codec import Codec
+from service.api.hosts import OnlyHosts, known_hosts
+from service.api.listeners import server_of
 from service.api.routes_checkpoints import checkpoint_routes
 from service.api.routes_learn import learn_routes
 from service.api.routes_predict import predict_routes
 from service.api.routes_quarantine import quarantine_routes
 from service.api.routes_streams import named_stream, stream_routes
-from service.api.routes_watch import watch_routes
+from service.api.routes_watch import probe_routes, watch_routes
 from service.api.streams import Streams
 from service.engine.protocol import Engines
 from service.errors import SettingsError
@@ -38,12 +38,11 @@ from service.metrics import ApiMetrics
 from service.settings import Settings
 from service.store import directory
 
-STOP_S = 5
-"""Longest wait for open requests when the process is told to stop."""
-
 
 def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastAPI:
     """Return the API; everything that runs begins and ends with its lifespan.
+
+    `app.state.probes` is the app of the second listener; it lives by the first one's lifespan.
 
     Args:
         settings: where Redis and the snapshots are, what requests may carry.
@@ -78,7 +77,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    app.include_router(watch_routes(streams, metrics, registry))
+    app.include_router(watch_routes())
     app.include_router(stream_routes(streams))
     for router in (
         learn_routes(streams.of, codec),
@@ -88,9 +87,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     ):
         app.include_router(router)
         app.include_router(router, prefix=STREAM_PREFIX, dependencies=[Depends(named_stream)])
-    for kind in ERRORS:
-        app.add_exception_handler(kind, answer_error)
-    app.add_middleware(Authentication)
+    _finish(app, settings, probes=probe_routes(streams, metrics, registry))
     return app
 
 
@@ -138,15 +135,21 @@ def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
     directory.sign_with(settings.state_hmac_key_file)
     # uvicorn stops in order and then raises the signal once more, which would be the exit code.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
-        create_app(settings, load_engines),
-        host=settings.host,
-        port=settings.port,
-        http=H11Protocol,  # named: uvicorn would take httptools wherever it is installed
-        ws="none",
-        loop="asyncio",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=STOP_S,
-    )
+    app = create_app(settings, load_engines)
+    with suppress(KeyboardInterrupt):
+        server_of(app, app.state.probes, settings).run()
+
+
+def _finish(app: FastAPI, settings: Settings, *, probes: APIRouter) -> None:
+    """Give an app its probes, a second app of them alone, and to both who may ask at all."""
+    hosts = known_hosts(settings.allowed_hosts)
+    app.add_middleware(Authentication)
+    if settings.insecure:
+        app.add_middleware(OnlyHosts, names=hosts)
+    alone = FastAPI(openapi_url=None, redirect_slashes=False)
+    alone.add_middleware(OnlyHosts, names=hosts)  # nobody needs a key there
+    for one in (app, alone):
+        one.include_router(probes)
+        for kind in ERRORS:
+            one.add_exception_handler(kind, answer_error)
+    app.state.probes = alone

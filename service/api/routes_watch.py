@@ -13,8 +13,8 @@ from service.errors import Unavailable
 from service.metrics import ApiMetrics
 
 
-def watch_routes(streams: Streams, metrics: ApiMetrics, registry: CollectorRegistry) -> APIRouter:
-    """Return the routes that tell how the service is."""
+def watch_routes() -> APIRouter:
+    """Return the route that tells what the service is."""
     router = APIRouter(tags=["watch"])
 
     @router.get("/")
@@ -30,6 +30,13 @@ def watch_routes(streams: Streams, metrics: ApiMetrics, registry: CollectorRegis
             "ready": "/readyz",
             "docs": "/docs",
         }
+
+    return router
+
+
+def probe_routes(streams: Streams, metrics: ApiMetrics, registry: CollectorRegistry) -> APIRouter:
+    """Return the routes that tell how the service is; both listeners have them."""
+    router = APIRouter(tags=["watch"])
 
     @router.get("/livez")
     async def livez() -> dict[str, str]:
