@@ -18,12 +18,12 @@ FROM python:3.11.14-slim-bookworm
 COPY --from=build /venv /venv
 RUN install --directory --owner=10001 --group=10001 --mode=700 /state
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0 LEVIT_STATE_DIR=/state LEVIT_HOST=0.0.0.0
+    OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0 LEVIT_STATE_DIR=/state LEVIT_HOST=0.0.0.0 LEVIT_PROBE_PORT=8001
 USER 10001:10001
 VOLUME /state
-EXPOSE 8000 9101
+EXPOSE 8000 8001 9101
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8001/livez', timeout=4)"]
 ENTRYPOINT ["levit"]
 CMD ["serve"]

@@ -17,6 +17,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GPU: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PROBE_PORT = re.findall(r"LEVIT_PROBE_PORT=(\d+)", DOCKERFILE)[0]
 PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())
 GRAFANA = ROOT / "deploy/grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/levit.json").read_text())
@@ -224,11 +225,20 @@ def test_prometheus_scrapes_both_processes_every_five_seconds() -> None:
         for static in job["static_configs"]
         for target in static["targets"]
     }
-    ports = {name: Settings.model_fields[name].default for name in ("port", "worker_metrics_port")}
+    worker = Settings.model_fields["worker_metrics_port"].default
 
     assert PROMETHEUS["global"]["scrape_interval"] == "5s"
-    assert targets == {f"api:{ports['port']}", f"worker:{ports['worker_metrics_port']}"}
+    assert targets == {f"api:{PROBE_PORT}", f"worker:{worker}"}
     assert {target.split(":")[0] for target in targets} <= set(SERVICES)
+
+
+def test_probes_use_the_listener_that_a_flood_does_not_reach() -> None:
+    environment = SERVICES["api"]["environment"]
+
+    assert f"http://127.0.0.1:{PROBE_PORT}/livez" in DOCKERFILE
+    assert not [port for port in SERVICES["api"]["ports"] if port.endswith(f":{PROBE_PORT}")]
+    assert environment["LEVIT_PROBE_HOST"] == "0.0.0.0"  # noqa: S104  of the container
+    assert environment["LEVIT_ALLOWED_HOSTS"] == "api"
 
 
 @pytest.mark.parametrize("query", QUERIES)
