@@ -7,23 +7,17 @@ Exit codes: 0 done · 1 the service could not do it · 2 the user's mistake · 6
 import re
 import signal
 import sys
-from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from service import cli_admin, cli_log
-from service.cli_options import RETRY_S, StateDir, Url, address
-from service.client import ApiError, Client
-from service.datafile import BadDataFile, read_arrays
+from service import cli_admin, cli_client, cli_log
+from service.cli_options import StateDir
+from service.client import ApiError
+from service.datafile import BadDataFile
 from service.engine.load import load_engines
-from service.engine.protocol import Array
 from service.errors import (
     CorruptState,
     DemoFailed,
@@ -47,8 +41,6 @@ EXIT_CODES: dict[type[Exception], int] = {
     CorruptState: 65,
     StateDirectoryBusy: 75,
 }
-WAIT_LIMIT_S = 600.0
-"""How long `observe` waits for its last batch."""
 DEMO_EXTRA = "install it with: pip install 'levit-stream[demo]'"
 
 app = typer.Typer(
@@ -57,6 +49,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+for command in (cli_client.observe, cli_client.predict, cli_client.experts, cli_client.watch):
+    app.command()(command)
+app.add_typer(cli_client.streams, name="streams")
+
 app.add_typer(cli_log.log, name="log")
 app.command()(cli_log.replay)
 
@@ -74,8 +70,6 @@ Input = Annotated[
     str | None,
     typer.Option(help="What a sample is, such as image:28x28x1; unset: the first batch says."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples in one request.")]
-DataFile = Annotated[Path, typer.Argument(help="An .npz with x (or x_train), or an .npy.")]
 
 
 @app.command()
@@ -116,52 +110,6 @@ def worker(state_dir: StateDir = None) -> None:
 
     settings = Settings.read(state_dir=state_dir)
     raise typer.Exit(process.run(settings, load_engines(settings.learner_threads)))
-
-
-@app.command()
-def observe(file: DataFile, url: Url = None, batch_size: BatchSize = 100) -> None:
-    """Send the samples of FILE (x, and y if it has labels) in their order; wait until learned."""
-    x, y = _samples(file, ("x", "x_train"), ("y", "y_train"))
-    bar = Progress(console=Console(stderr=True), transient=True)
-    with Client(address(url)) as client, bar as progress:
-        batches = [slice(at, at + batch_size) for at in range(0, len(x), batch_size)]
-        receipts = [
-            client.observe(x[batch], None if y is None else y[batch])
-            for batch in progress.track(batches, description="observe")
-        ]
-        last = client.wait_until_learned(receipts[-1], timeout_s=WAIT_LIMIT_S)
-    typer.echo(f"{len(x)} samples accepted; the last batch is {last.state} (step {last.step})")
-
-
-@app.command()
-def predict(file: DataFile, url: Url = None, batch_size: BatchSize = 100) -> None:
-    """Print label, probability, expert and novelty of each sample of FILE, tab-separated."""
-    x, _ = _samples(file, ("x", "x_test"), ())
-    with Client(address(url), retry_s=RETRY_S) as client:
-        typer.echo("sample\tlabel\tprobability\texpert\tnovelty")
-        for at in range(0, len(x), batch_size):
-            found = client.predict(x[at : at + batch_size])
-            best = found.probabilities.max(axis=1, initial=0.0)
-            rows = zip(found.labels, best, found.experts, found.novelty, strict=True)
-            for row, (label, probability, expert, novelty) in enumerate(rows, start=at):
-                typer.echo(f"{row}\t{label}\t{probability:.4f}\t{expert}\t{novelty:.4f}")
-
-
-@app.command()
-def experts(url: Url = None) -> None:
-    """Print the experts of the served model."""
-    with Client(address(url), retry_s=RETRY_S) as client:
-        found = client.experts()
-    if not found["model_version"]:
-        typer.echo("no model yet: nothing was learned so far")
-        return
-    columns = ("id", "state", "born_step", "frozen_step", "novelty", "cause", "samples")
-    title = f"model {found['model_version']}, {found['samples_learned']} samples learned"
-    table = Table(*columns, "classes", title=title)
-    for expert in found["experts"]:
-        classes = " ".join(map(str, expert["classes"]))
-        table.add_row(*(_shown(expert[column]) for column in columns), classes)
-    Console().print(table)
 
 
 @app.command()
@@ -218,28 +166,6 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return re.sub(r"//([^:@/]*):[^@/]*@", r"//\1:***@", str(value))
-
-
-def _samples(
-    file: Path, x_names: Sequence[str], y_names: Sequence[str]
-) -> tuple[Array, Array | None]:
-    """Return samples and labels of a file, each under the first of its names that is there.
-
-    Raises:
-        BadDataFile: no samples there, or none that can be sent.
-    """
-    arrays = read_arrays(file)
-    x = next((arrays[name] for name in x_names if name in arrays), None)
-    y = next((arrays[name] for name in y_names if name in arrays), None)
-    if x is None:
-        raise BadDataFile(f"expected an array {' or '.join(x_names)} in {file}, got {list(arrays)}")
-    if x.size == 0 or not (x.dtype == np.uint8 or x.dtype.kind == "f"):
-        raise BadDataFile(f"expected samples of uint8 or floats, got {x.dtype} {x.shape} in {file}")
-    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iuU"):
-        raise BadDataFile(
-            f"expected {len(x)} integers or strings as labels, got {y.dtype} {y.shape}"
-        )
-    return x, y
 
 
 def main() -> None:

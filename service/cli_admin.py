@@ -16,9 +16,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from service.admin import Admin
-from service.cli_options import RETRY_S, StateDir, Url, address, files_of
+from service.cli_options import RETRY_S, StateDir, Url, address, files_of, key
 from service.client import ApiError
 from service.errors import Misused
+from service.shown import cell, printable
 
 ANSWER_S = 60.0
 """Longest wait for an answer: the service itself waits half of this for the worker."""
@@ -51,7 +52,7 @@ def show_quarantined(batch_id: str, url: Url = None) -> None:
     with _admin(url) as admin:
         found = admin.show_quarantined(batch_id)
     for name, value in found.items():
-        typer.echo(f"{name}\t{_cell(name, value)}")
+        typer.echo(f"{name}\t{printable(_cell(name, value))}")
 
 
 @quarantine.command()
@@ -163,7 +164,7 @@ def resync(
 
 
 def _admin(url: str | None) -> Admin:
-    return Admin(address(url), ANSWER_S, retry_s=RETRY_S)
+    return Admin(address(url), ANSWER_S, key=key(), retry_s=RETRY_S)
 
 
 def _settle(
@@ -201,7 +202,7 @@ def _settle_one(
 def _print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(_cell(column, row[column]) for column in columns))
+        table.add_row(*(cell(_cell(column, row[column])) for column in columns))
     Console().print(table)
 
 

@@ -17,6 +17,8 @@ from service.errors import SettingsError
 from service.inputs import InputSchema
 
 PREFIX = "LEVIT_"
+KEY = PREFIX + "KEY"
+"""The one such name that is no setting: by it commands tell a service who asks."""
 STREAM_NAME = "^[a-z][a-z0-9_-]{0,31}$"
 """What a stream may be called: part of routes, Redis names, directories and metric labels."""
 Preset = Literal["default", "paper"]
@@ -251,7 +253,7 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: for an unknown LEVIT_ name or a value out of bounds, naming it.
         """
-        names = {PREFIX + field.upper() for field in cls.model_fields}
+        names = {KEY, *(PREFIX + field.upper() for field in cls.model_fields)}
         unknown = sorted(n for n in os.environ if n.startswith(PREFIX) and n not in names)
         if unknown:
             raise SettingsError(f"unknown setting {unknown[0]}; `levit config` lists them all")

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -132,6 +133,24 @@ def live(settings: MakeSettings) -> Iterator[Settings]:
     """A service on a port of this machine, without a worker."""
     with listening(settings(insecure=True)) as served:
         yield served
+
+
+@pytest.fixture
+def learning(live: Settings) -> Iterator[Settings]:
+    """A service on a port of this machine, and a worker process with the toy engine."""
+    environment = {
+        "LEVIT_STATE_DIR": str(live.state_dir),
+        "LEVIT_REDIS_URL": str(live.redis_url),
+        "LEVIT_WORKER_METRICS_PORT": "0",
+        "PATH": os.environ["PATH"],
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.toy_worker", "0"],
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+    ) as process:
+        yield live
+        process.terminate()
 
 
 @pytest.fixture

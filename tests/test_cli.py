@@ -16,7 +16,7 @@ from service.settings import Settings
 
 COMMANDS = (
     *("serve", "api", "worker", "demo", "observe", "predict", "experts", "bench", "config"),
-    *("quarantine", "checkpoints", "snapshots", "resync", "log", "replay"),
+    *("quarantine", "checkpoints", "snapshots", "resync", "log", "replay", "watch", "streams"),
 )
 NOWHERE = "http://127.0.0.1:9"
 

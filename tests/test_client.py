@@ -1,11 +1,9 @@
 """The Python client: against the real service over a socket, and its patience against a script."""
 
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +13,8 @@ import pytest
 from service.client import ApiError, Client, Receipt
 from service.engine.protocol import Array
 from service.settings import Settings
-from tests.scripted import ACCEPTED, Script, accepted, lost, refused, scripted
+from tests.images import as_file
+from tests.scripted import ACCEPTED, Script, accepted, answering, lost, refused, scripted
 from tests.served import PIXELS, logged
 
 VECTORS = np.ones((2, 3), np.float32)
@@ -30,25 +29,7 @@ def client(live: Settings) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture
-def worker(live: Settings) -> Iterator[None]:
-    """A worker process with the toy engine."""
-    environment = {
-        "LEVIT_STATE_DIR": str(live.state_dir),
-        "LEVIT_REDIS_URL": str(live.redis_url),
-        "LEVIT_WORKER_METRICS_PORT": "0",
-        "PATH": os.environ["PATH"],
-    }
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.toy_worker", "0"],
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-    ) as process:
-        yield
-        process.terminate()
-
-
-@pytest.mark.usefixtures("worker")
+@pytest.mark.usefixtures("learning")
 def test_what_was_observed_is_predicted(client: Client) -> None:
     x = np.concatenate([np.zeros((4, 8, 8), np.uint8), np.full((4, 8, 8), 200, np.uint8)])
 
@@ -66,7 +47,7 @@ def test_what_was_observed_is_predicted(client: Client) -> None:
     assert client.experts()["samples_learned"] == 8
 
 
-@pytest.mark.usefixtures("worker")
+@pytest.mark.usefixtures("learning")
 def test_a_quarantined_batch_tells_its_reason(client: Client) -> None:
     refused_by_the_engine = np.full((1, 8, 8), 255, np.uint8)
 
@@ -116,6 +97,17 @@ def test_a_refusal_is_an_error_with_status_and_code(client: Client) -> None:
         client.observe(np.array([[0.0], [np.nan]]))
 
     assert (refused.value.status, refused.value.code) == (422, "not_finite")
+
+
+@pytest.mark.usefixtures("learning")
+def test_an_image_file_is_predicted_as_its_pixels_are(client: Client) -> None:
+    dark, light = np.zeros((8, 8), np.uint8), np.full((8, 8), 200, np.uint8)
+    receipt = client.observe(np.stack([dark, light]), ["dark", "light"])
+    client.wait_until_learned(receipt, timeout_s=20)
+
+    answers = client.predict_image(as_file(light))
+
+    assert answers.labels.tolist() == ["light"]
 
 
 def test_a_running_service_is_ready(client: Client) -> None:
@@ -248,6 +240,17 @@ def test_rows_without_an_answer_are_filled() -> None:
     assert answers.probabilities.tolist() == [[0.75, 0.25], [0, 0]]
     assert answers.classes.tolist() == [[4, 7], [-1, -1]]
     assert np.isnan(answers.novelty[1])
+
+
+def test_a_key_that_may_not_look_at_the_model_waits_until_it_is_learned() -> None:
+    learned = {"batch_id": "a" * 32, "state": "learned", "n": 2, "position": "9-0"}
+    learned |= {"step": 4, "expert": 0, "reason": None}
+    script = Script(accepted, answering(learned), refused(403))
+
+    with scripted(script) as client:
+        found = client.wait_until_learned(client.observe(VECTORS))
+
+    assert found.step == 4
 
 
 def test_waiting_ends_when_the_served_model_has_learned_the_batch() -> None:

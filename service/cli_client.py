@@ -1,0 +1,164 @@
+"""`levit observe | predict | experts | watch | streams`: the service as its users see it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from service.cli_options import Stream, Url, address, connection, key
+from service.client import Answers, Sent
+from service.datafile import IMAGES, read_image, read_samples
+from service.shown import cell, printable
+
+PATIENCE_S = 600.0
+"""How long `observe` waits for a service that is away or full, and then for its last batch."""
+STOPPED = 130
+"""Exit code of a command that Ctrl-C has ended, as shells have it."""
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples in one request.")]
+
+streams = typer.Typer(help="The streams that the service learns.", no_args_is_help=True)
+
+
+class _Rate(ProgressColumn):
+    """Samples a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate of a task."""
+        return Text("-/s" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
+def observe(
+    file: Annotated[Path, typer.Argument(help="An .npz with x (or x_train), an .npy or a .csv.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="An .npy or .npz of the labels; unset: y in FILE, if any.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Name of this run; unset: its content, sent once.")
+    ] = None,
+    stream: Stream = None,
+    batch_size: BatchSize = 100,
+    url: Url = None,
+) -> None:
+    """Send the samples of FILE in their order; wait until they are learned.
+
+    Stopped and called again, it goes on where it was. To send the same once more, name a run.
+    """
+    x, y = read_samples(file, ("x", "x_train"), ("y", "y_train"), labels)
+    with connection(url, None) as service:
+        service.document("/livez")  # nothing there is said at once
+    with connection(url, stream, retry_s=PATIENCE_S) as client:
+        try:
+            with _bar() as progress:
+                task = progress.add_task("samples", total=len(x))
+
+                def show(sent: Sent) -> None:
+                    """Move the bar."""
+                    progress.update(task, completed=sent.samples)
+
+                sent = client.observe_all(x, y, batch_size=batch_size, run=run, progress=show)
+        except KeyboardInterrupt:
+            typer.echo("levit: stopped; the same command goes on where this one was", err=True)
+            raise typer.Exit(STOPPED) from None
+        last = client.wait_until_learned(sent.receipt, timeout_s=PATIENCE_S)
+    before = f", {sent.replayed} of them before" if sent.replayed else ""
+    typer.echo(
+        f"{sent.samples} samples accepted{before}; the last batch is {last.state} "
+        f"(step {last.step})"
+    )
+
+
+def _bar() -> Progress:
+    """Return a progress bar on standard error: samples, samples a second, time to go."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def predict(
+    file: Annotated[
+        Path, typer.Argument(help="An .npz with x (or x_test), an .npy, .csv, .png or .jpg.")
+    ],
+    stream: Stream = None,
+    batch_size: BatchSize = 100,
+    url: Url = None,
+) -> None:
+    """Print label, probability, expert and novelty of each sample of FILE, tab-separated."""
+    if file.suffix.lower() in IMAGES:
+        content = read_image(file)
+        with connection(url, stream) as client:
+            typer.echo(_HEAD)
+            _print_answers(client.predict_image(content), first=0)
+        return
+    x, _ = read_samples(file, ("x", "x_test"), ())
+    with connection(url, stream) as client:
+        typer.echo(_HEAD)
+        for at in range(0, len(x), batch_size):
+            _print_answers(client.predict(x[at : at + batch_size]), first=at)
+
+
+_HEAD = "sample\tlabel\tprobability\texpert\tnovelty"
+
+
+def _print_answers(found: Answers, *, first: int) -> None:
+    best = found.probabilities.max(axis=1, initial=0.0)
+    rows = zip(found.labels, best, found.experts, found.novelty, strict=True)
+    for row, (label, probability, expert, novelty) in enumerate(rows, start=first):
+        typer.echo(f"{row}\t{printable(label)}\t{probability:.4f}\t{expert}\t{novelty:.4f}")
+
+
+def experts(stream: Stream = None, url: Url = None) -> None:
+    """Print the experts of the served model."""
+    with connection(url, stream) as client:
+        found = client.experts()
+    if not found["model_version"]:
+        typer.echo("no model yet: nothing was learned so far")
+        return
+    columns = ("id", "state", "born_step", "frozen_step", "novelty", "cause", "samples")
+    title = f"model {found['model_version']}, {found['samples_learned']} samples learned"
+    table = Table(*columns, "classes", title=title)
+    for expert in found["experts"]:
+        classes = " ".join(map(str, expert["classes"]))
+        table.add_row(*(cell(expert[column]) for column in columns), cell(classes))
+    Console().print(table)
+
+
+def watch(
+    stream: Stream = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
+    url: Url = None,
+) -> None:
+    """Show experts, accuracy, backlog and events as they change; Ctrl-C ends it."""
+    from service.watch import watch as show
+
+    show(address(url), key=key(), stream=stream, once=once)
+
+
+@streams.command("list")
+def list_streams(url: Url = None) -> None:
+    """List the streams of the service."""
+    with connection(url, None) as client:
+        rows = client.streams()
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(cell, row.values()))
+    Console().print(table)
