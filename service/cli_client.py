@@ -158,7 +158,38 @@ def list_streams(url: Url = None) -> None:
     """List the streams of the service."""
     with connection(url, None) as client:
         rows = client.streams()
-    table = Table(*rows[0])
+    columns = ("name", "input", "labels", "preset", "max_experts", "model_version")
+    table = Table(*columns)
     for row in rows:
-        table.add_row(*map(cell, row.values()))
+        table.add_row(*(cell(row[column]) for column in columns))
     Console().print(table)
+
+
+@streams.command("create")
+def create_stream(
+    name: Annotated[str, typer.Argument(help="1 to 32 of a-z, 0-9, _ and -.")],
+    input: Annotated[
+        str | None, typer.Option(help="What a sample is, such as image:28x28x1.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="The only labels it takes, with commas between.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another setting of its own, such as max_experts=8."),
+    ] = None,
+    url: Url = None,
+) -> None:
+    """Declare a stream; it never changes afterwards."""
+    listed = None if labels is None else [_value(label) for label in labels.split(",")]
+    pairs = [option.partition("=") for option in options or ()]
+    with connection(url, None) as client:
+        client.create_stream(
+            name, input, labels=listed, **{setting: _value(value) for setting, _, value in pairs}
+        )
+    typer.echo(f"stream {name} is there: levit observe FILE --stream {name}")
+
+
+def _value(text: str) -> int | str:
+    """Return a number where a text is one."""
+    return int(text) if text.isdecimal() else text

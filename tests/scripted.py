@@ -50,7 +50,8 @@ def accepted() -> httpx.Response:
 
 
 def refused(status: int, retry_after: str = "0") -> Callable[[], httpx.Response]:
-    problem = {"code": "redis_unavailable", "detail": "redis did not answer"}
+    code = {409: "conflict", 503: "redis_unavailable"}.get(status, "refused")
+    problem = {"code": code, "detail": "redis did not answer"}
     return lambda: httpx.Response(status, json=problem, headers={"Retry-After": retry_after})
 
 

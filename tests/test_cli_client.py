@@ -121,6 +121,31 @@ def test_a_key_and_a_stream_go_along(data: str, monkeypatch: pytest.MonkeyPatch)
     assert script.requests[0].headers["Authorization"] == "Bearer levit_secret"
 
 
+@pytest.mark.usefixtures("learning")
+def test_a_stream_is_declared_and_learns(url: str, data: str) -> None:
+    options = ["--input", "image:8x8x1", "--labels", "dark,light", "--set", "max_experts=4"]
+
+    created = levit("streams", "create", "cams", *options, "--url", url)
+    observed = levit("observe", data, "--stream", "cams", "--url", url)
+    predicted = levit("predict", data, "--stream", "cams", "--url", url)
+    listed = levit("streams", "list", "--url", url)
+
+    assert created.stdout == "stream cams is there: levit observe FILE --stream cams\n"
+    assert observed.stdout == "20 samples accepted; the last batch is learned (step 1)\n"
+    assert [row.split("\t")[1] for row in predicted.stdout.splitlines()[1:3]] == ["dark", "light"]
+    [row] = [line for line in listed.stdout.splitlines() if "cams" in line]
+    assert [cell.strip() for cell in row.split("│")[1:-1]][:2] == ["cams", "image:8x8x1"]
+
+
+def test_a_stream_declared_otherwise_is_refused(url: str) -> None:
+    levit("streams", "create", "cams", "--input", "vector:3", "--url", url)
+
+    refused = levit("streams", "create", "cams", "--input", "vector:4", "--url", url).exception
+
+    assert isinstance(refused, ApiError)
+    assert refused.code == "stream_exists"
+
+
 def test_a_service_that_is_away_is_said_at_once(data: str) -> None:
     started = time.monotonic()
 

@@ -163,22 +163,25 @@ def test_another_file_is_no_image() -> None:
 
 
 def test_streams_are_those_of_the_service() -> None:
-    script = Script(answering({"streams": [{"name": "cams"}]}), answering({"name": "more"}))
+    script = Script(answering({"streams": [{"name": "cams"}]}), lost, answering({"name": "more"}))
 
     with scripted(script, stream="cams") as client:
         assert client.streams() == [{"name": "cams"}]
-        assert client.create_stream({"name": "more", "input": "vector:3"}) == {"name": "more"}
+        assert client.create_stream("more", "vector:3", max_experts=4) == {"name": "more"}
 
-    assert [request.url.path for request in script.requests] == ["/streams", "/streams"]
+    assert [request.url.path for request in script.requests] == ["/streams"] * 3
+    asked = json.loads(script.requests[2].content)
+    assert asked == {"name": "more", "input": "vector:3", "max_experts": 4}
 
 
-def test_a_stream_is_declared_once_though_its_answer_is_lost() -> None:
-    script = Script(lost)
+def test_a_conflict_that_is_a_decision_is_not_asked_for_again() -> None:
+    exists = answering({"code": "stream_exists", "detail": "declared otherwise"}, 409)
+    script = Script(exists)
 
     with scripted(script) as client, pytest.raises(ApiError) as error:
-        client.create_stream({"name": "more", "input": "vector:3"})
+        client.create_stream("more")
 
-    assert (error.value.status, len(script.requests)) == (0, 1)
+    assert (error.value.code, len(script.requests)) == ("stream_exists", 1)
 
 
 def test_an_answer_of_something_else_is_an_error_of_ours() -> None:

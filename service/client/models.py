@@ -5,6 +5,7 @@ Dimension key: B batch, K classes listed per sample.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class ApiError(Exception):
     @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed later."""
+        if self.status == HTTPStatus.CONFLICT:
+            return self.code == "conflict"  # a lost race; the other codes are decisions
         return self.status == 0 or self.status in RETRIED_STATUSES
 
 

@@ -207,21 +207,33 @@ class AsyncClient(AsyncConnection):
         Raises:
             ApiError: the service was away longer than `retry_s`.
         """
-        found: list[dict[str, Any]] = answers.document(await self._send("GET", "/streams"))[
-            "streams"
-        ]
+        said = answers.document(await self._send("GET", "/streams"))
+        found: list[dict[str, Any]] = said["streams"]
         return found
 
-    async def create_stream(self, declared: Mapping[str, Any]) -> dict[str, Any]:
-        """Declare a stream; return it as the service shows it.
+    async def create_stream(
+        self,
+        name: str,
+        input: str | None = None,
+        *,
+        labels: Sequence[Label] | None = None,
+        **options: object,
+    ) -> dict[str, Any]:
+        """Declare a stream, once however often it is called; return it as the service shows it.
 
         Args:
-            declared: `name` and `input` at least, as POST /streams takes them.
+            name: of the stream; a client of it is made with `stream=name`.
+            input: what a sample is, such as `image:28x28x1`; None for what comes first.
+            labels: the only ones it takes; None for any.
+            options: its other settings, such as `preset` or `max_experts`.
 
         Raises:
-            ApiError: it was refused, or no answer came, and whether it was made is not known.
+            ApiError: `bad_stream`, `stream_exists` where it was declared otherwise before,
+                `too_many_streams`, or the service was away longer than `retry_s`.
         """
-        return await self._command("/streams", declared)
+        declared = {"name": name, "input": input, "labels": labels, **options}
+        known = {field: value for field, value in declared.items() if value is not None}
+        return answers.document(await self._send("POST", "/streams", requests.document(known)))
 
     async def events(self, after: str | None = None) -> AsyncGenerator[Event]:
         """Yield what happens, for ever, and across lost connections without a gap.
