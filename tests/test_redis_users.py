@@ -170,6 +170,9 @@ def test_the_service_does_everything_it_does_and_is_refused_nothing(
         for shade in range(3):
             admin.wait_until_learned(admin.observe(CLEAN + shade, [1, 2]), timeout_s=20)
         assert admin.predict(CLEAN).model_version > 0
+        declared = httpx.post(f"{service}/streams", json={"name": "two", "input": "image:8x8x1"})
+        with Admin(service, retry_s=20, stream="two") as second:
+            second.wait_until_learned(second.observe(CLEAN, [1, 2]), timeout_s=20)
         refused = [admin.observe(REFUSED).batch_id for _ in range(2)]
         until(lambda: len(list(admin.quarantined())) == 2)
         admin.settle(refused[0], "drop")
@@ -183,6 +186,7 @@ def test_the_service_does_everything_it_does_and_is_refused_nothing(
         admin.wait_until_learned(admin.observe(CLEAN + 9, [1, 2]), timeout_s=20)
         until(admin.ready)
 
+    assert declared.status_code == httpx.codes.CREATED
     assert everything.execute_command("ACL", "LOG") == []
     users = {str(one["user"]) for one in everything.client_list()}
     assert users == {"api", "worker", "everything"}

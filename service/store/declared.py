@@ -40,7 +40,10 @@ def settings_of(settings: Settings, name: str, options: Mapping[str, Any]) -> Se
         SettingsError: naming the option that is wrong.
     """
     return settings.of_stream(
-        name, options, settings.state_dir / DIRECTORY / name, server_url(settings)
+        name,
+        options,
+        settings.state_dir / DIRECTORY / name,
+        settings.redis_url or server_url(settings),  # a password stays in its file
     )
 
 
