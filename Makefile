@@ -17,7 +17,7 @@ SLOW := crash or soak or browser
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-fast soak lint secrets pin-images sbom audit clean
+.PHONY: help install demo bench test test-fast soak lint secrets pin-images sbom audit fuzz clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,9 @@ audit: $(AUDIT)/.installed ## Look up what is known of every locked package; fai
 
 generate: install ## Make the synchronous client out of the asynchronous one
 	$(BIN)/python -m service.client.generate
+
+fuzz: install ## A minute of coverage-guided fuzzing of every decoder; needs atheris in .venv, skipped without
+	$(BIN)/python -m tests.fuzz
 
 clean: ## Remove the environment, caches and the demo's files; ./levit-state stays
 	rm -rf $(VENV) $(AUDIT) demo-state demo.png demo.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* *.egg-info

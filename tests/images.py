@@ -4,6 +4,8 @@ import base64
 import io
 import struct
 import zlib
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,15 +37,20 @@ def turned(image: Image.Image, orientation: int) -> bytes:
     return as_file(image, exif=exif)
 
 
+@cache
 def bomb(side: int) -> bytes:
     """Return a PNG of side x side pixels, each of one bit: some 8,000 times its own size."""
     rows = zlib.compressobj(9)
     packed = rows.compress(bytes(side * (side // 8 + 1))) + rows.flush()
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", packed), (b"IEND", b"")]
+    return png([(b"IHDR", header), (b"IDAT", packed), (b"IEND", b"")])
+
+
+def png(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return a PNG of these chunks, name and data, each with the checksum it should have."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in parts
+        for name, data in chunks
     )
 
 
