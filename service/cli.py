@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from service import cli_admin, cli_client, cli_log
+from service import cli_admin, cli_client, cli_keys, cli_log
 from service.cli_options import StateDir
 from service.client import ApiError
 from service.datafile import BadDataFile
@@ -56,13 +56,15 @@ app.add_typer(cli_client.streams, name="streams")
 app.add_typer(cli_log.log, name="log")
 app.command()(cli_log.replay)
 
+app.add_typer(cli_keys.keys, name="keys")
 app.add_typer(cli_admin.quarantine, name="quarantine")
 app.add_typer(cli_admin.checkpoints, name="checkpoints")
 app.add_typer(cli_admin.snapshots, name="snapshots")
 app.command()(cli_admin.resync)
 
 Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Serve without keys, on loopback only (LEVIT_INSECURE).")
+    bool,
+    typer.Option("--insecure", help="Serve on loopback while there are no keys (LEVIT_INSECURE)."),
 ]
 Host = Annotated[str | None, typer.Option(help="Address the API listens on (LEVIT_HOST).")]
 Port = Annotated[int | None, typer.Option(help="Port of the API (LEVIT_PORT).")]

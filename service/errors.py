@@ -2,6 +2,7 @@
 
 ServiceError(status, code)
 +-- BadRequest 400
++-- Unauthorized 401
 +-- Forbidden 403
 +-- NotFound 404
 +-- TooSlow 408
@@ -10,6 +11,7 @@ ServiceError(status, code)
 +-- UnsupportedMedia 415
 +-- Misdirected 421
 +-- Unprocessable 422
++-- TooMany 429 (with Retry-After)
 +-- Unavailable 503 (with Retry-After)
 SettingsError      (a process does not start; exit 2)
 Misused            (options of a command contradict each other; exit 2)
@@ -40,6 +42,12 @@ class BadRequest(ServiceError):
     """The body or a header cannot be read at all."""
 
     status, title = 400, "Bad request"
+
+
+class Unauthorized(ServiceError):
+    """Nobody knows who asks: no key, or one that does not count (any more)."""
+
+    status, title = 401, "Unauthorized"
 
 
 class Forbidden(ServiceError):
@@ -88,6 +96,12 @@ class Unprocessable(ServiceError):
     """The body was read, but says something the stream does not accept."""
 
     status, title = 422, "Unprocessable"
+
+
+class TooMany(ServiceError):
+    """This key has used up what it may ask for now; `retry_after_s` says when to come back."""
+
+    status, title = 429, "Too many requests"
 
 
 class Unavailable(ServiceError):

@@ -15,6 +15,16 @@ from service import __version__
 _REQUEST_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 _STEP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+REFUSALS = (
+    "unauthorized",
+    "foreign_scope",
+    "foreign_stream",
+    "no_route",
+    "rate_limited",
+    "too_many_in_flight",
+    "keys_unreadable",
+)
+"""Codes with which a request is refused before it reaches a route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,15 @@ class ApiMetrics:
             buckets=_REQUEST_BUCKETS_S,
             registry=registry,
         )
+        self.refusals = Counter(
+            "levit_requests_refused",
+            "Requests that the key stopped: its absence, its scopes, its streams, its quota; "
+            "or that no route was for",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in REFUSALS:
+            self.refusals.labels(reason)
         self._backlog = Gauge(
             "levit_stream_backlog",
             "Entries accepted and not yet in a checkpoint",

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     redis_maxmemory_bytes: int = Field(default=2**30, ge=64 * 2**20)
     """Memory limit of the server started in `state_dir`: log, replay memory and records."""
     host: str = Field(default="127.0.0.1")
-    """Address the API listens on; anything but loopback needs keys, which do not exist yet."""
+    """Address the API listens on; anything but loopback needs keys."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the API."""
     worker_metrics_host: str = Field(default="127.0.0.1")
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     probe_port: int = Field(default=0, ge=0, le=65535)
     """Port of that listener, which floods of the first cannot starve; 0 turns it off."""
     insecure: bool = Field(default=False)
-    """Serve without keys; refused unless `host` is loopback or `published_on_loopback` is set."""
+    """Serve while no key exists; refused unless `host` is loopback or `published_on_loopback`."""
 
     published_on_loopback: bool = Field(default=False)
     """Says that `host` is private to a container whose port is published on 127.0.0.1 only."""

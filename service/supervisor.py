@@ -22,6 +22,7 @@ import structlog
 
 from service import logs
 from service.errors import Unavailable
+from service.exposure import check_exposure
 from service.processes import end, spawn
 from service.settings import PREFIX, Settings
 from service.store.server import EmbeddedServer
@@ -156,9 +157,10 @@ def serve(settings: Settings) -> int:
     """Run everything on this machine until SIGTERM or SIGINT; return the exit code.
 
     Raises:
-        SettingsError: there is no Redis server to start.
+        SettingsError: there is no Redis server to start, or it would be open to strangers.
     """
     logs.configure("serve")
+    check_exposure(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor(settings)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,10 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api.app import check_exposure, create_app
+from service.api.app import create_app
 from service.api.body import JSON, LINES, SAFETENSORS
 from service.engine.protocol import Engines
 from service.errors import SettingsError
+from service.exposure import check_exposure
 from service.settings import Settings
 from service.store.link import connect
 from tests.served import (
@@ -266,7 +267,7 @@ async def test_the_documents_name_every_media_type_and_every_refusal(
     ):
         post = paths[path]["post"]
         assert set(post["requestBody"]["content"]) == {JSON, SAFETENSORS} | images | kinds
-        assert set(post["responses"]) == statuses
+        assert set(post["responses"]) == statuses | {"401", "403", "429"}
         assert list(post["responses"]["422"]["content"]) == ["application/problem+json"]
 
 

@@ -76,10 +76,13 @@ CODES = {
     "disk_full",
     "empty_batch",
     "foreign_origin",
+    "foreign_scope",
+    "foreign_stream",
     "idempotency_key_required",
     "idempotency_key_reused",
     "incomplete_body",
     "internal",
+    "keys_unreadable",
     "label_count",
     "label_kind_mismatch",
     "line_too_large",
@@ -93,6 +96,7 @@ CODES = {
     "out_of_range",
     "overloaded",
     "prediction_failed",
+    "rate_limited",
     "redis_unavailable",
     "schema_mismatch",
     "stopping",
@@ -100,8 +104,10 @@ CODES = {
     "too_many_classes",
     "too_many_connections",
     "too_many_pixels",
-    "too_many_streams",
+    "too_many_in_flight",
     "too_slow",
+    "too_many_streams",
+    "unauthorized",
     "unknown_batch",
     "unknown_checkpoint",
     "unknown_field",
@@ -204,6 +210,7 @@ METRICS = {
     "levit_predictions_total",
     "levit_prequential_accuracy_ratio",
     "levit_redis_ready",
+    "levit_requests_refused_total",
     "levit_replay_capacity_samples",
     "levit_replay_samples",
     "levit_replay_unlabelled_samples",
@@ -259,8 +266,8 @@ def codes_in(path: Path) -> set[str]:
     """Return the error codes that a source file gives to a `ServiceError`, or answers itself."""
     text = path.read_text(encoding="utf-8")
     refusals = (
-        r"(?:BadRequest|Forbidden|Misdirected|NotFound|Conflict|TooLarge|TooSlow|UnsupportedMedia"
-        r"|Unprocessable|Unavailable)"
+        r"(?:BadRequest|Unauthorized|Forbidden|Misdirected|NotFound|Conflict|TooLarge|TooSlow|UnsupportedMedia"
+        r"|Unprocessable|TooMany|Unavailable)"
         r'\(\s*"(\w+)",|\b\d{3}: \("(\w+)",|code, detail = "(\w+)",'
     )
     return {code for match in re.findall(refusals, text) for code in match if code}

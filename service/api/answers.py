@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.api.schemas import Problem
-from service.errors import BadRequest, ServiceError, Unprocessable
+from service.errors import BadRequest, ServiceError, Unauthorized, Unprocessable
 
 ERRORS = (ServiceError, HTTPException, RequestValidationError, ClientDisconnect, Exception)
 """What `answer_error` is registered for."""
@@ -29,6 +29,8 @@ async def answer_error(_: Request, error: Exception) -> JSONResponse:
             code, detail = error.code, error.message
             if error.retry_after_s is not None:
                 headers["Retry-After"] = str(error.retry_after_s)
+            if isinstance(error, Unauthorized):
+                headers["WWW-Authenticate"] = 'Bearer realm="levit"'
         case HTTPException():
             status, title = error.status_code, HTTPStatus(error.status_code).phrase
             code, detail = _ROUTER_REFUSALS.get(status, ("refused", error.detail))

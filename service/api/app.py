@@ -6,7 +6,6 @@ thread `inference`    every forward pass
 thread `follow`       imports the learner, loads published snapshots
 """
 
-import ipaddress
 import signal
 import sys
 import threading
@@ -22,7 +21,9 @@ from service.api.access import STREAM_PREFIX
 from service.api.answers import ERRORS, answer_error
 from service.api.auth import Authentication
 from service.api.codec import Codec
+from service.api.documents import DocumentedApp
 from service.api.hosts import OnlyHosts, known_hosts
+from service.api.keyring import Keyring
 from service.api.listeners import server_of
 from service.api.routes_checkpoints import checkpoint_routes
 from service.api.routes_learn import learn_routes
@@ -32,7 +33,7 @@ from service.api.routes_streams import named_stream, stream_routes
 from service.api.routes_watch import probe_routes, watch_routes
 from service.api.streams import Streams
 from service.engine.protocol import Engines
-from service.errors import SettingsError
+from service.exposure import check_exposure
 from service.learned import LearningCollector
 from service.metrics import ApiMetrics
 from service.settings import Settings
@@ -55,6 +56,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     registry = CollectorRegistry()
     metrics = ApiMetrics(registry)
     streams = Streams(settings, _once(load_engines), metrics)
+    keyring = Keyring(settings.state_dir, insecure=settings.insecure)
     codec = Codec(settings)
     registry.register(
         LearningCollector(lambda: streams.facts, max_classes=settings.metrics_max_classes)
@@ -68,7 +70,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         await streams.stop()
         codec.close()
 
-    app = FastAPI(
+    app = DocumentedApp(
         title="LEViT Stream",
         version=__version__,
         description="An online, task-free streaming learner: observe batches, predict samples.",
@@ -87,7 +89,8 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     ):
         app.include_router(router)
         app.include_router(router, prefix=STREAM_PREFIX, dependencies=[Depends(named_stream)])
-    _finish(app, settings, probes=probe_routes(streams, metrics, registry))
+    app.add_middleware(Authentication, keyring, metrics.refusals)
+    _finish(app, settings, probes=probe_routes(streams, keyring, metrics, registry))
     return app
 
 
@@ -102,27 +105,6 @@ def _once(load_engines: Callable[[], Engines]) -> Callable[[], Engines]:
             return loaded()
 
     return load
-
-
-def check_exposure(settings: Settings) -> None:
-    """Check that nobody but this machine can reach a service without keys.
-
-    Raises:
-        SettingsError: naming the setting that says so.
-    """
-    if not settings.insecure:
-        raise SettingsError("there are no keys yet; serve with --insecure (LEVIT_INSECURE)")
-    if not settings.published_on_loopback and not _is_loopback(settings.host):
-        raise SettingsError(
-            f"LEVIT_HOST: expected a loopback address for an insecure service, got {settings.host}"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
@@ -143,7 +125,6 @@ def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
 def _finish(app: FastAPI, settings: Settings, *, probes: APIRouter) -> None:
     """Give an app its probes, a second app of them alone, and to both who may ask at all."""
     hosts = known_hosts(settings.allowed_hosts)
-    app.add_middleware(Authentication)
     if settings.insecure:
         app.add_middleware(OnlyHosts, names=hosts)
     alone = FastAPI(openapi_url=None, redirect_slashes=False)

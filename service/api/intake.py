@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from service.api.codec import Codec
 from service.api.lines import LineAnswers
+from service.api.principal import note_batch
 from service.api.schemas import Accepted
 from service.errors import BadRequest, ServiceError
 from service.metrics import RequestMetrics
@@ -52,6 +53,7 @@ class Intake:
             return await read(settled, self._key_of(request))
 
         receipt = await self._take(keyed)
+        note_batch(request, receipt.batch_id)
         headers = {"Idempotent-Replayed": "true"} if receipt.replayed else None
         return JSONResponse(_accepted(self._root, receipt).model_dump(), 202, headers)
 

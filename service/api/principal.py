@@ -5,10 +5,13 @@ from typing import Final
 
 from starlette.requests import Request
 
+from service.errors import Forbidden
 from service.scopes import SCOPES, Scope
 
 PRINCIPAL: Final = "levit.principal"
 """Where in the ASGI scope of a request its principal lies."""
+BATCH_ID: Final = "levit.batch_id"
+"""Where a route leaves the id of the batch that it wrote, for the audit log."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,34 @@ class Principal:
 ANONYMOUS: Final = Principal("anonymous", SCOPES, None)
 """Everybody, while a service runs with --insecure and no key was ever made."""
 NOBODY: Final = Principal("nobody", frozenset(), frozenset())
-"""Whoever uses an open route without a key."""
+"""Whoever uses an open route, or the listener for probes, without a key."""
 
 
 def principal_of(request: Request) -> Principal:
-    """Return who sent a request; the middleware let it pass, so its scope is checked."""
-    found: Principal = request.scope[PRINCIPAL]
+    """Return who sent a request; the middleware let it pass, so its scope is checked.
+
+    Where that does not stand, on the listener for probes, it is nobody.
+    """
+    found: Principal = request.scope.get(PRINCIPAL, NOBODY)
     return found
+
+
+def check_scope(request: Request, scope: Scope) -> None:
+    """Check a scope that only this form of a request needs, such as `/predict?keep=true`.
+
+    Raises:
+        Forbidden: `foreign_scope`.
+    """
+    principal = principal_of(request)
+    if scope not in principal.scopes:
+        raise foreign_scope(principal, scope)
+
+
+def foreign_scope(principal: Principal, scope: Scope) -> Forbidden:
+    """Return the refusal of a request that needs a scope which its key has not."""
+    return Forbidden("foreign_scope", f"key {principal.key_id} has no scope {scope}")
+
+
+def note_batch(request: Request, batch_id: str) -> None:
+    """Leave the id of the batch that a request wrote, for the audit log."""
+    request.scope[BATCH_ID] = batch_id

@@ -7,6 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 
 from service.api.bounds import check_batch_id
+from service.api.principal import note_batch
 from service.api.schemas import BatchState, problems
 from service.api.schemas_admin import (
     Nothing,
@@ -59,6 +60,7 @@ def quarantine_routes(stream_of: StreamOf) -> APIRouter:
     async def retried(batch_id: str, request: Request) -> BatchState:
         """Append a batch to the log again, under its id; it is queued from now on."""
         check_batch_id(batch_id)
+        note_batch(request, batch_id)
         await read_command(request, Nothing)
         status = await (await stream_of(request)).quarantine.retry(batch_id)
         return BatchState.model_validate(status, from_attributes=True)
@@ -71,6 +73,7 @@ def quarantine_routes(stream_of: StreamOf) -> APIRouter:
     async def dropped(batch_id: str, request: Request) -> BatchState:
         """Throw a batch away for good; its status is kept for a day."""
         check_batch_id(batch_id)
+        note_batch(request, batch_id)
         await read_command(request, Nothing)
         status = await (await stream_of(request)).quarantine.drop(batch_id)
         return BatchState.model_validate(status, from_attributes=True)

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
+from service.api.principal import principal_of
 from service.api.schemas import problems
 from service.api.schemas_admin import read_command
 from service.api.schemas_streams import DECLARE_BODY, Declaration, DeclaredStream, StreamList
@@ -48,10 +49,12 @@ def stream_routes(streams: Streams) -> APIRouter:
         return _listed(stream)
 
     @router.get("/streams")
-    async def listed() -> StreamList:
-        """List the streams."""
+    async def listed(request: Request) -> StreamList:
+        """List the streams that the key is for."""
         await streams.learn_of_others()
-        return StreamList(streams=[_listed(one) for one in streams.all.values()])
+        seen = principal_of(request).streams
+        mine = [one for name, one in streams.all.items() if seen is None or name in seen]
+        return StreamList(streams=[_listed(one) for one in mine])
 
     return router
 

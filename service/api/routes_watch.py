@@ -2,11 +2,13 @@
 
 import asyncio
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from service import __version__
+from service.api.keyring import Keyring
+from service.api.principal import principal_of
 from service.api.schemas import Readiness
 from service.api.streams import Streams, StreamServices
 from service.errors import Unavailable
@@ -34,7 +36,9 @@ def watch_routes() -> APIRouter:
     return router
 
 
-def probe_routes(streams: Streams, metrics: ApiMetrics, registry: CollectorRegistry) -> APIRouter:
+def probe_routes(
+    streams: Streams, keyring: Keyring, metrics: ApiMetrics, registry: CollectorRegistry
+) -> APIRouter:
     """Return the routes that tell how the service is; both listeners have them."""
     router = APIRouter(tags=["watch"])
 
@@ -44,13 +48,17 @@ def probe_routes(streams: Streams, metrics: ApiMetrics, registry: CollectorRegis
         return {"status": "live"}
 
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
-    async def readyz() -> JSONResponse:
-        """Say whether observations are accepted and kept; does not wait for a first model."""
-        found = await _problems(streams)
-        readiness = Readiness(status="not_ready" if found else "ready", problems=found)
-        if found:
-            return JSONResponse(readiness.model_dump(), 503, {"Retry-After": "1"})
-        return JSONResponse(readiness.model_dump())
+    async def readyz(request: Request) -> JSONResponse:
+        """Say whether observations are accepted and kept; does not wait for a first model.
+
+        Why not is told to keys with the scope `read`.
+        """
+        found = await _problems(streams, keyring)
+        readiness = Readiness(status="not_ready" if found else "ready")
+        if "read" in principal_of(request).scopes:
+            readiness.problems = found
+        answer = readiness.model_dump(exclude_none=True)
+        return JSONResponse(answer, 503 if found else 200, {"Retry-After": "1"} if found else None)
 
     @router.get(
         "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}
@@ -75,10 +83,11 @@ async def _measure(stream: StreamServices) -> None:
     stream.metrics.backlog.set(await stream.appender.backlog())
 
 
-async def _problems(streams: Streams) -> list[str]:
+async def _problems(streams: Streams, keyring: Keyring) -> list[str]:
     """Return what keeps the service from doing what it promises."""
+    of_keys = [] if keyring.problem is None else [keyring.problem]
     found = await asyncio.gather(*(_problems_of(one) for one in streams.all.values()))
-    return list(dict.fromkeys(problem for one in found for problem in one))
+    return list(dict.fromkeys(problem for one in (of_keys, *found) for problem in one))
 
 
 async def _problems_of(stream: StreamServices) -> list[str]:

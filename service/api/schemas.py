@@ -142,7 +142,8 @@ class Readiness(BaseModel):
     """The answer of GET /readyz."""
 
     status: Literal["ready", "not_ready"]
-    problems: list[str]
+    problems: list[str] | None = None
+    """Why it is not ready; only for keys with the scope `read`."""
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -153,10 +154,13 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 _TITLES = {
     400: "The body or a header cannot be read",
+    401: "No key, or one that does not count",
+    403: "The key has not the scope, or is for other streams",
     404: "There is no such thing, or no longer",
     409: "Lost a race; repeat with the same Idempotency-Key",
     413: "The body or the batch is too large",
     415: "Of a media type that is not read here, or encoded",
     422: "Read, but not what the stream accepts",
+    429: "The key has used up its quota; come back after Retry-After seconds",
     503: "Not now; come back after Retry-After seconds",
 }

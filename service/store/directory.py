@@ -161,11 +161,11 @@ def open_directory(path: Path) -> StoredDirectory:
     return StoredDirectory(path, manifest, files)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a small file atomically and durably."""
+def replace_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Replace a small file atomically and durably; `mode` holds before there is any content."""
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
-        _write_file(temporary, content)
+        _write_file(temporary, content, mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # a full disk is met again and again
@@ -207,8 +207,10 @@ def _canonical(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def _write_file(path: Path, content: bytes, mode: int | None = None) -> None:
     with path.open("xb") as file:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
