@@ -201,7 +201,7 @@ class WorkerMetrics:
         )
         self._decisions = Counter(
             "levit_decisions",
-            "Decisions to set entries aside or go back (skip), or to grow (expand)",
+            "Decisions to set entries aside or go back (skip), grow (expand), resync (renumber)",
             ["stream", "kind"],
             registry=registry,
         )
@@ -221,7 +221,7 @@ class WorkerMetrics:
             checkpoint_bytes=self._checkpoint_bytes.labels(stream),
             checkpoint_age=self._checkpoint_age.labels(stream),
             checkpoint_failures=self._checkpoint_failures.labels(stream),
-            decisions=_by(self._decisions, stream, "skip", "expand"),
+            decisions=_by(self._decisions, stream, "skip", "expand", "renumber"),
             gap=self._gap.labels(stream),
         )
 

@@ -1,5 +1,6 @@
 """Decisions on disk: followed in order, never half, never changed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def test_entries_are_set_aside_from_behind_the_first_number_to_the_last(state_di
     assert skipped == [5, 8, 9]
     assert decisions.skips(9) == "diverged"
     assert [number for number in range(1, 14) if decisions.expands(number)] == [12]
+
+
+def test_what_was_decided_of_numbers_that_others_have_now_holds_no_longer(state_dir: Path) -> None:
+    written(state_dir)
+    Decisions(state_dir).add(Decision(kind="renumber", after=8, until=8, reason="lost"))
+    decisions = Decisions(state_dir)
+
+    skipped = [number for number in range(1, 14) if decisions.skips(number) is not None]
+    grown = [number for number in range(1, 14) if decisions.expands(number)]
+    decisions.add(replace(KILLED, after=10, until=11))
+
+    assert (skipped, grown) == ([5, 8], [])
+    assert [number for number in range(9, 14) if decisions.skips(number) is not None] == [11]
 
 
 def test_only_decisions_not_followed_yet_are_rollbacks_to_follow(state_dir: Path) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import redis
 
 from service.engine.protocol import Labels
-from service.errors import Conflict, CorruptState, ServiceError, Unavailable, Unprocessable
+from service.errors import Conflict, CorruptState, Misused, ServiceError, Unavailable, Unprocessable
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import admission, append, entry
@@ -27,6 +28,7 @@ from tests.log_entries import SCHEMA, claimed, submission
 
 X = np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8, 1)
 Y = np.array([0, 1])
+LARGE = np.zeros((8000, 8, 8, 1), np.uint8)
 
 
 @pytest.fixture
@@ -451,3 +453,21 @@ def outcome(status: BatchStatus, *, number: int = 1, key: str | None = None) -> 
 
 def _bytes(value: str | int | bytes) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
+
+
+async def test_entries_for_whose_copies_redis_has_no_room_are_not_set_aside(
+    appender: Appender, either_server: str, server: redis.Redis
+) -> None:
+    receipts = [await appender.append(submission(LARGE)) for _ in range(3)]
+    log = Log(claimed(either_server))
+    first, last = str(receipts[0].position), str(receipts[-1].position)
+    memory: Any = server.info("memory")
+
+    log.check_room_for(first, last)
+    server.config_set("maxmemory", memory["used_memory"] + 3 * LARGE.nbytes // 2)
+    try:
+        with pytest.raises(Misused, match="nothing was changed"):
+            log.check_room_for(first, last)
+        log.check_room_for(str(receipts[1].position), last)
+    finally:
+        server.config_set("maxmemory", memory["maxmemory"])

@@ -4,7 +4,8 @@
                        "previous", "sha256"}
 
 `skip` sets the entries numbered after + 1 to until aside; with a checkpoint, the learner first goes
-back to it. `expand` makes the mixture grow right after the entry numbered `until`. Whoever reads
+back to it. `expand` makes the mixture grow right after the entry numbered `until`. `renumber` ends
+what was decided before about entries behind `after`: others have those numbers now. Whoever reads
 the log once more, a restarted worker or a replay, follows the same list and ends in the same state.
 Each line carries the hash of the line before, so a line that is missing is noticed.
 """
@@ -28,11 +29,12 @@ _FIRST = "0" * 64
 class Decision:
     """One decision; entries are named by their number in the stream, counted from 1."""
 
-    kind: Literal["skip", "expand"]
+    kind: Literal["skip", "expand", "renumber"]
     after: int
-    """`skip`: the last entry that stays; `expand`: same as `until`."""
+    """`skip`, `renumber`: the last entry that stays; `expand`: same as `until`."""
     until: int
-    """`skip`: the last entry set aside; `expand`: the entry after which the mixture grows."""
+    """`skip`: the last entry set aside; `expand`: the entry after which the mixture grows;
+    `renumber`: same as `after`."""
     reason: str
     """What clients read of the entries set aside."""
     checkpoint: int | None = None
@@ -55,9 +57,11 @@ class Decisions:
         """
         self._path = state_dir / FILE
         self._all: list[Decision] = []
+        self._last_skipped = 0
+        self._expansions: set[int] = set()
         self._last_hash, self._whole_bytes = _FIRST, 0
         for line in self._lines():
-            self._all.append(self._read(line))
+            self._take(self._read(line))
             self._whole_bytes += len(line)
 
     def __len__(self) -> int:
@@ -75,14 +79,18 @@ class Decisions:
 
     def skips(self, number: int) -> str | None:
         """Return why the entry of that number is set aside, or None where it is to be learned."""
+        if number > self._last_skipped:  # as nearly all are: each entry is asked about
+            return None
         for one in reversed(self._all):
+            if one.kind == "renumber" and number > one.after:
+                return None
             if one.kind == "skip" and one.after < number <= one.until:
                 return one.reason
         return None
 
     def expands(self, number: int) -> bool:
         """Return whether the mixture grows right after the entry of that number."""
-        return any(one.kind == "expand" and one.until == number for one in self._all)
+        return number in self._expansions
 
     def add(self, decision: Decision) -> None:
         """Take a decision; when this returns it is on disk.
@@ -93,17 +101,27 @@ class Decisions:
         facts = {**asdict(decision), "previous": self._last_hash}
         sha256 = _hash(facts)
         line = json.dumps({**facts, "sha256": sha256}).encode() + b"\n"
-        fresh = not self._path.exists()
         with self._path.open("ab") as file:
             file.truncate(self._whole_bytes)
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        if fresh:
+        if not self._whole_bytes:
             fsync_directory(self._path.parent)
-        self._all.append(decision)
+        self._take(decision)
         self._last_hash = sha256
         self._whole_bytes += len(line)
+
+    def _take(self, decision: Decision) -> None:
+        self._all.append(decision)
+        match decision.kind:
+            case "skip":
+                self._last_skipped = max(self._last_skipped, decision.until)
+            case "expand":
+                self._expansions.add(decision.until)
+            case "renumber":
+                self._last_skipped = min(self._last_skipped, decision.after)
+                self._expansions = {n for n in self._expansions if n <= decision.after}
 
     def _lines(self) -> list[bytes]:
         try:

@@ -12,11 +12,13 @@ from typing import Any
 
 from redis.client import Pipeline
 
+from service.errors import Misused
 from service.store.aside import SetAside, queue_again
 from service.store.entry import BatchStatus
 from service.store.fence import Fence
 from service.store.link import redis_errors
 from service.store.names import Names
+from service.store.ranges import CHUNK
 from service.store.records import forget_old, queue_record
 from service.store.stream_ids import START, RawEntry, following
 
@@ -114,6 +116,25 @@ class Log:
                 self._fence.write(partial(queue_again, self._names, again))
                 released += 1
         return released
+
+    def check_room_for(self, after: str, until: str) -> None:
+        """Check that Redis has room for a second copy of the entries behind `after` to `until`.
+
+        Raises:
+            Misused: naming the bytes that it takes and those that are left.
+        """
+        redis, needed = self._redis, 0
+        with redis_errors():
+            memory = redis.info("memory")
+            while chunk := redis.xrange(self._names.log, f"({after}", until, count=CHUNK):
+                needed += sum(len(fields.get(b"payload", b"")) for _, fields in chunk)
+                after = chunk[-1][0].decode()
+        left = memory["maxmemory"] - memory["used_memory"]
+        if memory["maxmemory"] and needed > left:
+            raise Misused(
+                f"later entries cannot be set aside: expected {needed} bytes left in redis, got "
+                f"{max(0, left)}; nothing was changed"
+            )
 
     def told(self) -> int:
         """Return the number of the checkpoint that was told last; 0 before the first."""

@@ -73,6 +73,15 @@ class Attempts:
         """Drop the counts of entries that no restart can meet again."""
         self._deaths = {n: deaths for n, deaths in self._deaths.items() if n > number}
 
+    def forget_behind(self, number: int) -> None:
+        """Drop the counts of later entries: others have their numbers now.
+
+        Raises:
+            OSError: the disk is full or refuses.
+        """
+        self._deaths = {n: deaths for n, deaths in self._deaths.items() if n <= number}
+        self._write_counts()
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)

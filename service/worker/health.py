@@ -16,6 +16,7 @@ from typing import Any, Literal
 from service.engine.protocol import Engine, Tensors
 from service.store.entry import Entry
 from service.worker.canary import Canary, Measure
+from service.worker.step import Step
 
 EVERY = 25
 """Entries between two looks."""
@@ -34,6 +35,9 @@ COMPARED = 8
 FEWEST_COMPARED = 3
 FEWEST_LABELLED = 4
 """Labelled samples of settled classes in an entry that can contradict the model."""
+
+DIVERGED, CONTRADICTS = "diverged: ", "contradicts the restored model: "
+"""Beginnings of the reasons for which entries are set aside here: only those a drift releases."""
 
 Verdict = Literal["none", "diverged", "drifted"]
 
@@ -84,14 +88,14 @@ class Health:
         if right / of > expected / 2:
             return None
         facts.contradicting += 1
-        return f"contradicts the restored model: {right} of {of} labels agree"
+        return f"{CONTRADICTS}{right} of {of} labels agree"
 
-    def after(self, engine: Engine, entry: Entry, *, learned: bool) -> Verdict:
-        """Return the verdict after an entry was learned or set aside."""
+    def after(self, engine: Engine, entry: Entry, step: Step) -> Verdict:
+        """Return the verdict after `step` took the learner past an entry."""
         facts = self.facts
-        if learned:
+        if step.state == "learned":
             self.canary.add(entry)
-        elif self._on_probation(entry.number):
+        elif self._on_probation(entry.number) and _is_ours(step.reason):
             facts.set_aside.append(entry.position)
         if entry.number == facts.probation_until:
             return self._end_probation()
@@ -102,7 +106,7 @@ class Health:
         """What the last look showed, for people."""
         before = statistics.median(accuracy for accuracy, _ in self.facts.looks)
         now = 0.0 if self.last is None else self.last.accuracy
-        return f"diverged: accuracy on samples of the past fell from {before:.2f} to {now:.2f}"
+        return f"{DIVERGED}accuracy on samples of the past fell from {before:.2f} to {now:.2f}"
 
     def went_back(self, after: int, until: int) -> None:
         """Begin the probation after a rollback that set aside entries after + 1 to until."""
@@ -181,3 +185,7 @@ class Health:
         )
         self.canary.forget()
         return "drifted"
+
+
+def _is_ours(reason: str | None) -> bool:
+    return reason is not None and reason.startswith((DIVERGED, CONTRADICTS))

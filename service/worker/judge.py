@@ -14,6 +14,7 @@ from service.store.decisions import Decision, Decisions
 from service.store.entry import Entry
 from service.worker.attempts import MOST_DEATHS, Attempts
 from service.worker.health import Health, Verdict
+from service.worker.step import Step
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -46,9 +47,9 @@ class Judge:
         if reason is not None and self.decisions.skips(number) is None:
             self.decide(Decision(kind="skip", after=number - 1, until=number, reason=reason))
 
-    def after(self, health: Health, engine: Engine, entry: Entry, *, learned: bool) -> Verdict:
+    def after(self, health: Health, engine: Engine, entry: Entry, step: Step) -> Verdict:
         """Return the verdict on the learner after an entry; after a drift it has grown."""
-        verdict, number = health.after(engine, entry, learned=learned), entry.number
+        verdict, number = health.after(engine, entry, step), entry.number
         if verdict == "drifted" and not self.decisions.expands(number):
             why = "the evidence lasted: the world has changed"
             self.decide(Decision(kind="expand", after=number, until=number, reason=why))

@@ -143,7 +143,7 @@ class Learning:
             state.books.enter(entry, step, state.recent)
             if step.report is not None:
                 self._members.take(entry, step.report.added, engine)
-            verdict = judge.after(state.health, engine, entry, learned=step.state == "learned")
+            verdict = judge.after(state.health, engine, entry, step)
         if verdict == "diverged":
             return self._go_back_from(entry.number)
         self._astray = False
@@ -230,6 +230,10 @@ class Learning:
         if self._state.engine is not None:
             self._write(self._state.engine)
             self.checkpoints.keep_only_newest()
+
+    def check_room_for(self, after: str) -> None:
+        """Check that the entries learned behind a position can be set aside; raises Misused."""
+        self._log.check_room_for(after, self.progress.position)
 
     def go_back(self, decision: Decision) -> None:
         """Follow a decision that names a checkpoint; it is on disk before anything else happens.

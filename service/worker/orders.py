@@ -71,6 +71,8 @@ class Orders:
                 raise Misused(f"expected the number of a kept checkpoint, got {seq}")
             if not learning.way_back.is_open(seq):
                 raise Misused(f"checkpoint {seq} is damaged; nothing was changed")
+            if drop:
+                learning.check_room_for(mark.position)
             until = learning.progress.consumed if drop else mark.consumed
             learning.go_back(
                 Decision(
@@ -109,8 +111,9 @@ class Orders:
         return "learning goes on without the entries that are missing"
 
     def _record(self, command: Command, reason: str) -> None:
-        """Leave a decision that sets nothing aside, for whoever asks later what happened."""
+        """Decide that entries ahead have new numbers, so that nothing is held against theirs."""
         number = self._learning.progress.consumed
+        self._learning.judge.attempts.forget_behind(number)
         self._learning.judge.decide(
-            Decision(kind="skip", after=number, until=number, reason=reason, command=command.id)
+            Decision(kind="renumber", after=number, until=number, reason=reason, command=command.id)
         )
