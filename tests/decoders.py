@@ -16,7 +16,9 @@ from tests.images import as_text
 from tests.test_images import GOOD
 
 MOST_BYTES = 8192
-LIMITS = Limits(max_body_bytes=2**23, max_json_bytes=2**20, max_batch=16, max_pixels=2**20)
+LIMITS = Limits(
+    max_body_bytes=2**23, max_json_bytes=2**20, max_batch=16, max_pixels=2**20, line_s=1, stream_s=1
+)
 GREY = InputSchema.parse("image:8x8x1")
 MEDIA_TYPES = (JSON, SAFETENSORS, *IMAGES)
 

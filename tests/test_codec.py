@@ -32,7 +32,9 @@ VECTOR = InputSchema.parse("vector:2")
 SERIES = InputSchema.parse("series:3x2")
 PIXELS = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
 CANARY = "canary-5d1f"
-LIMITS = Limits(max_body_bytes=2**23, max_json_bytes=2**20, max_batch=16, max_pixels=2**20)
+LIMITS = Limits(
+    max_body_bytes=2**23, max_json_bytes=2**20, max_batch=16, max_pixels=2**20, line_s=1, stream_s=1
+)
 _SAID = json.dumps(VECTOR_TENSOR).encode()
 X_TWICE = tensors(b'{"x": %b, "x": %b}' % (_SAID, _SAID), VECTOR_BYTES)
 

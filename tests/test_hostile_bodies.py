@@ -115,7 +115,9 @@ from tests.images import as_file, bomb
 side, limit, count = map(int, sys.argv[1:])
 bombs = [bomb(side)] * count
 known = InputSchema.parse("image:8x8x1")
-limits = Limits(max_body_bytes=2**23, max_json_bytes=2**20, max_batch=16, max_pixels=limit)
+limits = Limits(
+    max_body_bytes=2**23, max_json_bytes=2**20, max_batch=16, max_pixels=limit, line_s=1, stream_s=1
+)
 
 def code(file):
     try:

@@ -30,7 +30,9 @@ from tests.served import PIXELS, assert_problem, logged, stored
 PNG, JPEG = IMAGES
 GREY = InputSchema.parse("image:8x8x1")
 COLOUR = InputSchema.parse("image:8x8x3")
-LIMITS = Limits(max_body_bytes=2**23, max_json_bytes=2**20, max_batch=16, max_pixels=2**16)
+LIMITS = Limits(
+    max_body_bytes=2**23, max_json_bytes=2**20, max_batch=16, max_pixels=2**16, line_s=1, stream_s=1
+)
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
 ARROW = np.zeros((8, 12), np.uint8)
 ARROW[1, :9], ARROW[:4, 2] = 255, 90

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
-from service.api import lines
 from service.api.body import LINES
+from service.api.bounds import Limits
 from service.api.lines import LineAnswers, split
 from service.errors import Conflict, ServiceError, TooLarge, Unavailable, Unprocessable
 from service.settings import Settings
 from tests.conftest import MakeSettings
+from tests.listening import listening
 from tests.served import DOCUMENT, assert_problem, logged, running_api, stored
 
 BATCH = json.dumps(DOCUMENT).encode()
@@ -188,9 +189,15 @@ async def answered(
         return {"took": line.decode(), "key": key}
 
     scope = {"type": "http", "headers": [(b"content-type", LINES.encode())]}
-    answers = LineAnswers(
-        Request(scope), take, key=key, max_line_bytes=10, line_s=line_s, stream_s=stream_s
+    limits = Limits(
+        max_body_bytes=10,
+        max_json_bytes=10,
+        max_batch=16,
+        max_pixels=1,
+        line_s=line_s,
+        stream_s=stream_s,
     )
+    answers = LineAnswers(Request(scope), take, key=key, limits=limits)
     await answers(scope, receive, send)
     return [json.loads(line) for line in b"".join(said).splitlines()]
 
@@ -296,10 +303,6 @@ async def test_a_client_that_reads_no_answer_is_left() -> None:
     assert [one["took"] for one in answers] == ["a"]
 
 
-def test_the_limits_are_those_that_readme_tells() -> None:
-    assert (lines.LINE_S, lines.STREAM_S) == (10, 600)
-
-
 # Through a real server
 
 
@@ -316,6 +319,19 @@ async def test_a_line_is_answered_before_the_next_one_is_sent(live: Settings) ->
 
     assert head.startswith(b"HTTP/1.1 200 ")
     assert [(one["line"], one["status"]) for one in (first, second)] == [(1, 202), (2, 422)]
+
+
+async def test_a_stream_that_stops_is_told_so_before_it_is_closed(settings: MakeSettings) -> None:
+    with listening(settings(insecure=True, receive_timeout_s=0.5)) as slow:
+        reader, writer = await _begun(slow)
+        writer.write(_chunk(BATCH + b"\n" + BATCH[:20]))
+        await reader.readuntil(b"\r\n\r\n")
+        answers = [await _answer(reader), await _answer(reader)]
+        rest = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+
+    assert [one["status"] for one in answers] == [202, 408]
+    assert rest == b"0\r\n\r\n"
 
 
 async def test_a_client_that_goes_away_loses_no_answered_line(

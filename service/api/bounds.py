@@ -18,6 +18,8 @@ from service.inputs import InputSchema
 from service.settings import Settings
 
 MAX_LABEL_CHARACTERS = 64
+_BEFORE_THE_EDGE = 0.95
+"""Share of the edge's deadlines after which a stream of lines is told that it is too slow."""
 _BATCH_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -32,6 +34,10 @@ class Limits:
     """Samples."""
     max_pixels: int
     """Of all its images together, before they are resized."""
+    line_s: float
+    """In which a line must come, and an answer be read."""
+    stream_s: float
+    """In which all lines must come."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -41,6 +47,8 @@ class Limits:
             max_json_bytes=min(settings.max_json_bytes, settings.max_body_bytes),
             max_batch=settings.max_batch,
             max_pixels=settings.max_pixels,
+            line_s=settings.receive_timeout_s * _BEFORE_THE_EDGE,
+            stream_s=settings.stream_timeout_s * _BEFORE_THE_EDGE,
         )
 
 

@@ -71,12 +71,7 @@ class Intake:
             receipt = await self._take(keyed)
             return {**_accepted(self._root, receipt).model_dump(), "replayed": receipt.replayed}
 
-        return LineAnswers(
-            request,
-            take,
-            key=self._key_of(request),
-            max_line_bytes=codec.limits.max_json_bytes,
-        )
+        return LineAnswers(request, take, key=self._key_of(request), limits=codec.limits)
 
     async def _take(
         self, read: Callable[[StreamSchema | None], Awaitable[tuple[Submission, int]]]

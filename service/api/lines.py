@@ -19,12 +19,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.api.body import LINES, content_digest, media_type_of
+from service.api.bounds import Limits
 from service.errors import BadRequest, ServiceError, TooLarge, TooSlow
 
-LINE_S = 10.0
-"""Longest wait for a whole line, and for a client to read an answer."""
-STREAM_S = 600.0
-"""Longest time from the first line to the last one."""
 _MOST_KEY_CHARACTERS = 56
 """Of a whole body; the key of a line, at most 64 characters, has its number behind this."""
 _SKIPPED = (400, 413, 422)
@@ -46,9 +43,7 @@ class LineAnswers(Response):
         take: TakeLine,
         *,
         key: str | None,
-        max_line_bytes: int,
-        line_s: float = LINE_S,
-        stream_s: float = STREAM_S,
+        limits: Limits,
     ) -> None:
         """Prepare; a server that calls this begins to read.
 
@@ -56,9 +51,7 @@ class LineAnswers(Response):
             request: whose body is lines.
             take: appends a line.
             key: Idempotency-Key of the whole body.
-            max_line_bytes: of a line; a longer one ends the stream.
-            line_s: longest wait for a line, and for the client to read an answer.
-            stream_s: longest time for all of them.
+            limits: how large and how slow a line may be, before it ends the stream.
 
         Raises:
             UnsupportedMedia: `unsupported_type` or `unsupported_encoding`.
@@ -77,8 +70,7 @@ class LineAnswers(Response):
         if content_digest(request) is not None:
             raise BadRequest("digest_mismatch", "expected no Content-Digest of lines, got one")
         self._take, self._key = take, key
-        self._max_line_bytes = max_line_bytes
-        self._line_s, self._stream_s = line_s, stream_s
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer line by line; return early where nobody reads."""
@@ -94,7 +86,7 @@ class LineAnswers(Response):
     async def _write(self, answer: Mapping[str, Any], send: Send) -> None:
         line = json.dumps(answer, separators=(",", ":")).encode() + b"\n"
         try:
-            async with asyncio.timeout(self._line_s):
+            async with asyncio.timeout(self._limits.line_s):
                 await send({"type": "http.response.body", "body": line, "more_body": True})
         except TimeoutError:  # it sends and sends, and reads nothing
             raise ClientDisconnect from None
@@ -102,13 +94,13 @@ class LineAnswers(Response):
     async def _answers(self, request: Request) -> AsyncGenerator[dict[str, Any]]:
         """Take line after line; yield what is said of each."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._stream_s
+        end = loop.time() + self._limits.stream_s
         number = 0
-        async with aclosing(split(request.stream(), self._max_line_bytes)) as lines:
+        async with aclosing(split(request.stream(), self._limits.max_json_bytes)) as lines:
             while True:
                 number += 1
                 try:
-                    line = await _next(lines, min(loop.time() + self._line_s, end))
+                    line = await _next(lines, min(loop.time() + self._limits.line_s, end))
                     if line is None:
                         return
                     if not line:
