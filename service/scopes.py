@@ -1,4 +1,4 @@
-"""What a key may allow: the closed list of scopes."""
+"""What a key may allow: the closed list of scopes; and who has none."""
 
 from typing import Literal, get_args
 
@@ -7,3 +7,5 @@ Scope = Literal["observe", "predict", "read", "metrics", "admin"]
 samples, events and what became of batches. `metrics`: /metrics. `admin`: everything that changes
 the service itself; it contains no other scope."""
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
+ANONYMOUS_ID = "anonymous"
+"""Id of whoever came without a key, where that is allowed."""

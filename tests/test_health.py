@@ -18,6 +18,7 @@ def entry(number: int) -> Entry:
         number=number,
         position=f"{number}-0",
         batch_id="0" * 32,
+        key_id="anonymous",
         idempotency_key=None,
         schema=SCHEMA,
         n=1,

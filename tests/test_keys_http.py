@@ -29,6 +29,7 @@ from tests.served import (
     DOCUMENT,
     PIXELS,
     assert_problem,
+    logged,
     publish,
     running_api,
     until_served,
@@ -410,6 +411,39 @@ def test_quotas_of_revoked_keys_are_forgotten(state_dir: Path) -> None:
         ring.find(token)
 
     assert ring._quotas == {}
+
+
+# Idempotency-Keys
+
+
+async def test_an_idempotency_key_is_of_the_key_that_sent_it(
+    closed: httpx.AsyncClient, state_dir: Path, redis_server: str
+) -> None:
+    keys = [create_key(state_dir, name="one of two", scopes=["observe"]) for _ in range(2)]
+    retried = {"Idempotency-Key": "the-same-for-both"}
+
+    answers = [
+        await closed.post("/observe", json=DOCUMENT, headers=retried | bearer(token))
+        for _, token in keys * 2
+    ]
+
+    assert [answer.headers.get("Idempotent-Replayed") for answer in answers[2:]] == ["true"] * 2
+    assert len({answer.json()["batch_id"] for answer in answers}) == 2
+    assert [entry.key_id for entry in logged(redis_server)] == [key.id for key, _ in keys]
+    assert {entry.idempotency_key for entry in logged(redis_server)} == {"the-same-for-both"}
+
+
+async def test_another_clients_idempotency_key_tells_nothing_of_its_body(
+    closed: httpx.AsyncClient, state_dir: Path
+) -> None:
+    first, second = (key_of(state_dir, "observe") for _ in range(2))
+    retried = {"Idempotency-Key": "the-same-for-both"}
+    await closed.post("/observe", json=DOCUMENT, headers=retried | first)
+
+    answer = await closed.post("/observe", json=QUESTION, headers=retried | second)
+
+    assert (answer.status_code, answer.json()["idempotent"]) == (202, True)
+    assert "Idempotent-Replayed" not in answer.headers
 
 
 # What is written down

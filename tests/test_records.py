@@ -46,7 +46,7 @@ async def finished(appender: Appender, log: Log, count: int, state: State = "lea
         Outcome(
             number=number,
             status=BatchStatus(batch_id=receipt.batch_id, state=state, n=2, position="7-0"),
-            idempotency_key=key(number),
+            idempotency_key=f"anonymous:{key(number)}",
         )
         for number, receipt in enumerate(receipts)
     ]
@@ -59,7 +59,7 @@ async def test_the_outcome_of_a_batch_is_told_for_a_day(
 ) -> None:
     [batch_id] = await finished(appender, Log(claimed(either_server)), 1)
 
-    for name in (names.batch(batch_id), names.idempotency(key(0))):
+    for name in (names.batch(batch_id), names.idempotency(f"anonymous:{key(0)}")):
         lifetime: object = server.ttl(name)
         assert isinstance(lifetime, int)
         assert DAY_S - 60 < lifetime <= DAY_S
@@ -95,7 +95,7 @@ async def test_the_oldest_records_go_before_they_take_more_than_their_share(
     ids = await finished(appender, Log(claimed(either_server)), 5)
 
     assert [server.exists(names.batch(one)) for one in ids] == [0, 0, 0, 1, 1]
-    kept = [server.exists(names.idempotency(key(number))) for number in range(5)]
+    kept = [server.exists(names.idempotency(f"anonymous:{key(number)}")) for number in range(5)]
     assert kept == [0, 0, 0, 1, 1]
     assert server.zcard(names.done) == 2
 
@@ -131,5 +131,9 @@ async def test_a_batch_takes_no_more_than_is_reckoned_with(
         assert isinstance(found, int)
         return found
 
-    taken = used(names.batch(ids[0])) + used(names.idempotency(key(0))) + used(names.done) / 200
+    taken = (
+        used(names.batch(ids[0]))
+        + used(names.idempotency(f"anonymous:{key(0)}"))
+        + used(names.done) / 200
+    )
     assert 400 < taken < records.RECORD_BYTES

@@ -127,7 +127,7 @@ async def test_fifty_retries_at_once_are_one_entry(direct: Appender, redis_serve
 
     assert len(logged(redis_server)) == 1
     assert [receipt.replayed for receipt in receipts].count(False) == 1
-    assert {receipt.batch_id for receipt in receipts} == {batch_id_of(KEY)}
+    assert {receipt.batch_id for receipt in receipts} == {batch_id_of(f"anonymous:{KEY}")}
 
 
 async def test_control_without_watch_fifty_retries_are_many_entries_of_one_id(
@@ -177,12 +177,12 @@ async def test_writing_the_position_down_prolongs_nothing_and_brings_nothing_bac
     redis = connect(redis_server)
     appender = Appender(redis_server, settings())
     await appender.append(submission(X, key=KEY))
-    redis.delete(names.idempotency(KEY))  # the worker needed the room
+    redis.delete(names.idempotency(f"anonymous:{KEY}"))  # the worker needed the room
     await appender.append(submission(X, key=f"{KEY}2"))
 
     await appender.close()
 
-    lifetime: object = redis.ttl(names.idempotency(f"{KEY}2"))
+    lifetime: object = redis.ttl(names.idempotency(f"anonymous:{KEY}2"))
     assert isinstance(lifetime, int)
     assert 0 < lifetime <= RECORD_LIFETIME_S
     assert lifetime > RECORD_LIFETIME_S - 60
@@ -194,7 +194,7 @@ async def test_a_batch_whose_key_has_expired_is_still_recognised_by_its_status(
 ) -> None:
     first = await direct.append(submission(X, key=KEY))
     redis = connect(redis_server)
-    redis.delete(names.idempotency(KEY))
+    redis.delete(names.idempotency(f"anonymous:{KEY}"))
     learned = BatchStatus(
         batch_id=first.batch_id, state="learned", n=2, position="7-0", step=3, expert=0
     )
@@ -212,7 +212,7 @@ async def test_a_batch_of_which_every_record_is_gone_comes_again_under_its_old_i
 ) -> None:
     first = await direct.append(submission(X, key=KEY))
     redis = connect(redis_server)
-    redis.delete(names.idempotency(KEY), names.batch(first.batch_id))
+    redis.delete(names.idempotency(f"anonymous:{KEY}"), names.batch(first.batch_id))
     redis.close()
 
     again = await direct.append(submission(X, key=KEY))

@@ -20,6 +20,7 @@ def entry(number: int, *, batch: int | None = None, refused: bool = False) -> En
         number=number,
         position=f"{number}-0",
         batch_id=f"{batch or number:032x}",
+        key_id="anonymous",
         idempotency_key=None,
         schema=SCHEMA,
         n=2,

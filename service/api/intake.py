@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
@@ -10,7 +11,7 @@ from starlette.responses import Response
 
 from service.api.codec import Codec
 from service.api.lines import LineAnswers
-from service.api.principal import note_batch
+from service.api.principal import note_batch, principal_of
 from service.api.schemas import Accepted
 from service.errors import BadRequest, ServiceError
 from service.metrics import RequestMetrics
@@ -52,7 +53,7 @@ class Intake:
         async def keyed(settled: StreamSchema | None) -> tuple[Submission, int]:
             return await read(settled, self._key_of(request))
 
-        receipt = await self._take(keyed)
+        receipt = await self._take(keyed, principal_of(request).key_id)
         note_batch(request, receipt.batch_id)
         headers = {"Idempotent-Replayed": "true"} if receipt.replayed else None
         return JSONResponse(_accepted(self._root, receipt).model_dump(), 202, headers)
@@ -68,20 +69,20 @@ class Intake:
             async def keyed(settled: StreamSchema | None) -> tuple[Submission, int]:
                 return await codec.line(line, settled=settled, idempotency_key=key)
 
-            receipt = await self._take(keyed)
+            receipt = await self._take(keyed, principal_of(request).key_id)
             return {**_accepted(self._root, receipt).model_dump(), "replayed": receipt.replayed}
 
         return LineAnswers(request, take, key=self._key_of(request), limits=codec.limits)
 
     async def _take(
-        self, read: Callable[[StreamSchema | None], Awaitable[tuple[Submission, int]]]
+        self, read: Callable[[StreamSchema | None], Awaitable[tuple[Submission, int]]], key_id: str
     ) -> Receipt:
-        """Return the receipt of what `read` reads; count it, or that it was refused."""
+        """Return the receipt of what `read` reads, of this key; count it, or its refusal."""
         metrics = self._metrics
         try:
             with metrics.observe_duration.time():
                 submission, labelled = await read(await self._appender.stream_schema())
-                receipt = await self._appender.append(submission)
+                receipt = await self._appender.append(replace(submission, key_id=key_id))
         except ServiceError:
             metrics.observations["refused"].inc()
             raise

@@ -6,7 +6,7 @@ from typing import Final
 from starlette.requests import Request
 
 from service.errors import Forbidden
-from service.scopes import SCOPES, Scope
+from service.scopes import ANONYMOUS_ID, SCOPES, Scope
 
 PRINCIPAL: Final = "levit.principal"
 """Where in the ASGI scope of a request its principal lies."""
@@ -24,7 +24,7 @@ class Principal:
     """Names of the streams it may touch; None: all."""
 
 
-ANONYMOUS: Final = Principal("anonymous", SCOPES, None)
+ANONYMOUS: Final = Principal(ANONYMOUS_ID, SCOPES, None)
 """Everybody, while a service runs with --insecure and no key was ever made."""
 NOBODY: Final = Principal("nobody", frozenset(), frozenset())
 """Whoever uses an open route, or the listener for probes, without a key."""

@@ -20,6 +20,7 @@ from redis.exceptions import WatchError
 from service.engine.protocol import Label
 from service.errors import Conflict, Unprocessable
 from service.inputs import InputSchema
+from service.scopes import ANONYMOUS_ID
 from service.settings import Settings
 from service.store import entry
 from service.store.admission import Admission, Facts
@@ -31,8 +32,6 @@ from service.store.stream_schema import LabelKind, StreamSchema, check_declared
 
 ATTEMPTS = 5
 """How often a transaction that lost a race is tried before the client is told to retry."""
-CLIENT = "anonymous"
-"""Whose Idempotency-Keys these are, until clients have keys of the service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +48,13 @@ class Submission:
     idempotency_key: str | None
     digest: str
     """SHA-256 of the request body, hexadecimal."""
+    key_id: str = ANONYMOUS_ID
+    """Id of the key that sent it."""
+
+    @property
+    def client_key(self) -> str | None:
+        """Its Idempotency-Key as the service knows it."""
+        return entry.client_key(self.key_id, self.idempotency_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +164,7 @@ class Appender:
         await self._redis.aclose()
 
     async def _try(self, submission: Submission) -> Receipt:
-        key = submission.idempotency_key
+        key = submission.client_key
         batch_id = batch_id_of(key)
         records = [] if key is None else [self._names.idempotency(key), self._names.batch(batch_id)]
         facts = await self._admission.facts()
@@ -224,13 +230,13 @@ class Appender:
 
 
 def batch_id_of(key: str | None) -> str:
-    """Return the id of the batch that comes with an Idempotency-Key; a new one without.
+    """Return the id of the batch of a client's Idempotency-Key; a new one without.
 
     One key, one id: with every record of it gone, the checkpoint's learned ids still tell a retry.
     """
     if key is None:
         return uuid.uuid4().hex
-    return hashlib.sha256(f"{CLIENT}:{key}".encode()).hexdigest()[:32]
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _replayed(
@@ -273,13 +279,14 @@ def _queue(names: Names, pipe: Pipeline, submission: Submission, batch_id: str) 
         n=submission.n,
         payload=submission.payload,
         idempotency_key=submission.idempotency_key,
+        key_id=submission.key_id,
     )
     pipe.incr(names.accepted)
     pipe.xadd(names.log, fields)
     pipe.hget(names.progress, "consumed")
     status = BatchStatus(batch_id=batch_id, state="queued", n=submission.n)
     pipe.set(names.batch(batch_id), status.to_record())
-    if (key := submission.idempotency_key) is not None:
+    if (key := submission.client_key) is not None:
         record, lifetime_s = _idempotency_record(submission, None), RECORD_LIFETIME_S
         pipe.set(names.idempotency(key), record, ex=lifetime_s)
 

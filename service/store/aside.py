@@ -43,6 +43,7 @@ class SetAside:
             n=one.n,
             payload=one.payload,
             idempotency_key=one.idempotency_key,
+            key_id=one.key_id,
         )
         plain = {name: value for name, value in fields.items() if not isinstance(value, bytes)}
         return cls(

@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 from service.engine.protocol import Array, Label, Labels
 from service.errors import CorruptState
 from service.inputs import InputSchema
+from service.scopes import ANONYMOUS_ID
 
 KIND = "observed"
 VERSION = "1"
@@ -63,12 +64,24 @@ def _string_labels(payload: bytes) -> list[str] | None:
     return None if listed is None else json.loads(listed)
 
 
+def client_key(key_id: str, idempotency_key: str | None) -> str | None:
+    """Return an Idempotency-Key as the service knows it: no client can guess another's."""
+    return None if idempotency_key is None else f"{key_id}:{idempotency_key}"
+
+
 def to_fields(
-    *, batch_id: str, schema: InputSchema, n: int, payload: bytes, idempotency_key: str | None
+    *,
+    batch_id: str,
+    schema: InputSchema,
+    n: int,
+    payload: bytes,
+    idempotency_key: str | None,
+    key_id: str = ANONYMOUS_ID,
 ) -> dict[str, str | int | bytes]:
     """Return the fields that XADD writes for one accepted mini-batch."""
     fields: dict[str, str | int | bytes] = {
         "batch_id": batch_id,
+        "key_id": key_id,
         "kind": KIND,
         "version": VERSION,
         "input": str(schema),
@@ -90,6 +103,8 @@ class Entry:
     position: str
     """Its id in the Redis stream."""
     batch_id: str
+    key_id: str
+    """Id of the key that wrote it."""
     idempotency_key: str | None
     schema: InputSchema
     n: int
@@ -129,6 +144,7 @@ class Entry:
             number=number,
             position=position,
             batch_id=batch_id,
+            key_id=fields.get(b"key_id", ANONYMOUS_ID.encode()).decode(),
             idempotency_key=None if key is None else key.decode(),
             schema=schema,
             n=n,
@@ -136,6 +152,11 @@ class Entry:
             labels=labels,
             payload=payload,
         )
+
+    @property
+    def client_key(self) -> str | None:
+        """Its Idempotency-Key as the service knows it."""
+        return client_key(self.key_id, self.idempotency_key)
 
     def label(self, index: int) -> Label | None:
         """Return the label of one sample, or None where it has none."""

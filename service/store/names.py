@@ -60,7 +60,7 @@ class Names:
         return f"{self._base}batch:{batch_id}"
 
     def idempotency(self, client_key: str) -> str:
-        """Name of the record of one Idempotency-Key."""
+        """Name of the record of one Idempotency-Key, as `entry.client_key` has it."""
         return f"{self._base}idempotency:{client_key}"
 
     def answer(self, command_id: str) -> str:

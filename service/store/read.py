@@ -31,6 +31,7 @@ class Outcome:
     """Ordinal of the entry in its stream."""
     status: BatchStatus
     idempotency_key: str | None
+    """As the service knows it: of its client."""
 
     @property
     def member(self) -> str:

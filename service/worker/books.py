@@ -30,5 +30,5 @@ class Books:
             self.set_aside.append(SetAside.of(entry, str(step.reason)))
             log.warning("entry_quarantined", position=entry.position, reason=step.reason)
         status = BatchStatus(batch_id=entry.batch_id, n=entry.n, position=entry.position, **facts)
-        key = entry.idempotency_key
+        key = entry.client_key
         self.outcomes.append(Outcome(number=entry.number, status=status, idempotency_key=key))
