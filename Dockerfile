@@ -6,13 +6,16 @@ ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
-RUN /venv/bin/pip install ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} "${TORCH}"
-COPY requirements.lock /build/
+COPY requirements.lock requirements-build.lock /build/
 RUN /venv/bin/pip install --require-hashes -r /build/requirements.lock
+RUN python -m venv /builder && /builder/bin/pip install --require-hashes -r /build/requirements-build.lock
+# Last, so that what it needs is there: of its own index only PyTorch itself is taken.
+RUN /venv/bin/pip install ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} "${TORCH}"
 COPY pyproject.toml README.md LICENSE /build/
 COPY learner /build/learner
 COPY service /build/service
-RUN /venv/bin/pip install --no-deps /build
+RUN /builder/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheel /build \
+    && /venv/bin/pip install --no-deps --no-index /wheel/*.whl
 
 FROM python:3.11.14-slim-bookworm
 COPY --from=build /venv /venv

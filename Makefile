@@ -63,6 +63,7 @@ audit: $(AUDIT)/.installed ## Look up what is known of every locked package; fai
 	echo '$(TORCH)' | $(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps -r /dev/stdin
 	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements-dev.lock
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements-build.lock
 
 generate: install ## Make the synchronous client out of the asynchronous one
 	$(BIN)/python -m service.client.generate
@@ -73,20 +74,24 @@ fuzz: install ## A minute of coverage-guided fuzzing of every decoder; needs ath
 clean: ## Remove the environment, caches and the demo's files; ./levit-state stays
 	rm -rf $(VENV) $(AUDIT) demo-state demo.png demo.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* *.egg-info
 
-$(TORCH_STAMP):
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "make: Python 3.11 or newer is needed; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# After what is locked, so that nothing else is taken from its index.
+$(TORCH_STAMP): | $(VENV)/.locked
 	@echo "Installing $(TORCH): once, and it may take minutes"
 	$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --retries 2 --timeout 30) "$(TORCH)"
 	@rm -f $(VENV)/.torch-*
 	@touch $@
 
-$(VENV)/.locked: requirements.lock requirements-dev.lock $(TORCH_STAMP)
-	$(PIP) install --require-hashes -r requirements.lock -r requirements-dev.lock
+$(VENV)/.locked: requirements.lock requirements-dev.lock requirements-build.lock $(VENV)/.made
+	$(PIP) install --require-hashes -r requirements.lock -r requirements-dev.lock -r requirements-build.lock
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml $(VENV)/.locked
-	$(PIP) install --no-deps -e .
+$(VENV)/.installed: pyproject.toml $(VENV)/.locked $(TORCH_STAMP)
+	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(AUDIT)/.installed: requirements-audit.lock

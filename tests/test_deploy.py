@@ -134,6 +134,14 @@ def test_compose_sets_only_settings_that_exist(name: str, monkeypatch: pytest.Mo
     assert str(settings.redis_password_file) == f"/run/secrets/redis_{name}_password"
 
 
+def test_no_container_serves_without_keys() -> None:
+    for service in (*SERVICES.values(), *GPU["services"].values()):
+        assert not {f"{PREFIX}INSECURE", f"{PREFIX}PUBLISHED_ON_LOOPBACK"} & set(
+            service.get("environment", {})
+        )
+    assert f"{PREFIX}INSECURE" not in DOCKERFILE
+
+
 def test_redis_keeps_what_it_is_given() -> None:
     lines = (ROOT / "deploy/redis.conf").read_text().splitlines()
     found = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
