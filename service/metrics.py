@@ -42,6 +42,7 @@ class RequestMetrics:
     predict_batch_size: Histogram
     forward_duration: Histogram
     backlog: Gauge
+    staleness: Gauge
     worker_stopped: Gauge
 
 
@@ -111,6 +112,12 @@ class ApiMetrics:
             ["stream"],
             registry=registry,
         )
+        self._staleness = Gauge(
+            "levit_staleness_seconds",
+            "Age of the oldest accepted entry that the served model has not learned; 0 without one",
+            ["stream"],
+            registry=registry,
+        )
         self._worker_stopped = Gauge(
             "levit_worker_stopped",
             "1 while the worker has stopped learning until a human looks, else 0",
@@ -139,6 +146,7 @@ class ApiMetrics:
             predict_batch_size=self._predict_batch_size.labels(stream),
             forward_duration=self._forward_duration.labels(stream),
             backlog=self._backlog.labels(stream),
+            staleness=self._staleness.labels(stream),
             worker_stopped=self._worker_stopped.labels(stream),
         )
 

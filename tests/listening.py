@@ -27,14 +27,20 @@ def listening(
 ) -> Iterator[Settings]:
     """Serve in a thread of this process; yield the settings with the port that was free."""
     app = create_app(settings, load_engines)
-    with running(app, app.state.probes, settings) as port:
+    with running(app, app.state.probes, settings, app.state.end_waiting) as port:
         yield settings.model_copy(update={"port": port})
 
 
 @contextmanager
-def running(app: ASGIApp, probes: ASGIApp, settings: Settings) -> Iterator[int]:
+def running(
+    app: ASGIApp,
+    probes: ASGIApp,
+    settings: Settings,
+    end_waiting: Callable[[], object] = bool,
+) -> Iterator[int]:
     """Serve apps as the service does; yield the port that was free."""
-    server = server_of(app, probes, settings.model_copy(update={"port": 0}))
+    free = settings.model_copy(update={"port": 0})
+    server = server_of(app, probes, free, end_waiting=end_waiting)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -274,6 +274,7 @@ def test_a_misspelt_metric_would_be_noticed() -> None:
         "levit_stream_backlog",
         "levit_predict_duration_seconds_bucket",
         "levit_snapshot_age_seconds",
+        "levit_staleness_seconds",
         "levit_samples_learned_total",
     ],
 )

@@ -44,6 +44,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     """Return the API; everything that runs begins and ends with its lifespan.
 
     `app.state.probes` is the app of the second listener; it lives by the first one's lifespan.
+    `app.state.end_waiting` ends the requests that only wait; to be called before it is stopped.
 
     Args:
         settings: where Redis and the snapshots are, what requests may carry.
@@ -90,6 +91,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         app.include_router(router)
         app.include_router(router, prefix=STREAM_PREFIX, dependencies=[Depends(named_stream)])
     app.add_middleware(Authentication, keyring, metrics.refusals)
+    app.state.end_waiting = streams.end_waiting
     _finish(app, settings, probes=probe_routes(streams, keyring, metrics, registry))
     return app
 
@@ -119,7 +121,7 @@ def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     app = create_app(settings, load_engines)
     with suppress(KeyboardInterrupt):
-        server_of(app, app.state.probes, settings).run()
+        server_of(app, app.state.probes, settings, end_waiting=app.state.end_waiting).run()
 
 
 def _finish(app: FastAPI, settings: Settings, *, probes: APIRouter) -> None:

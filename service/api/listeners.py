@@ -8,6 +8,7 @@ import asyncio
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +29,23 @@ PROBE_CONNECTIONS = 32
 class EdgeServer(uvicorn.Server):
     """uvicorn's server with a second listener."""
 
-    def __init__(self, main: uvicorn.Config, probes: uvicorn.Config | None) -> None:
+    def __init__(
+        self,
+        main: uvicorn.Config,
+        probes: uvicorn.Config | None,
+        *,
+        end_waiting: Callable[[], object],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            main: of everybody's listener.
+            probes: of the second one.
+            end_waiting: ends what would go on for long, when the process is told to stop.
+        """
         super().__init__(main)
         self._probes = probes
+        self._end_waiting = end_waiting
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind the probes' port, start the app and its port, then answer probes."""
@@ -39,6 +54,11 @@ class EdgeServer(uvicorn.Server):
         if listener is not None:
             await listener.start_serving()
             self.servers.append(listener)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests that only wait come to an end, then those that work."""
+        self._end_waiting()
+        await super().shutdown(sockets)
 
     async def _bound(self, probes: uvicorn.Config) -> asyncio.Server:
         """Return a listener that does not accept yet; a port that is taken ends the process."""
@@ -56,14 +76,24 @@ class EdgeServer(uvicorn.Server):
             sys.exit(STARTUP_FAILURE)
 
 
-def server_of(app: ASGIApp, probes: ASGIApp, settings: Settings) -> EdgeServer:
-    """Return the server of an app, and of its probes if they have a port."""
+def server_of(
+    app: ASGIApp, probes: ASGIApp, settings: Settings, *, end_waiting: Callable[[], object] = bool
+) -> EdgeServer:
+    """Return the server of an app, and of its probes if they have a port.
+
+    Args:
+        app: of everybody's listener.
+        probes: of the second one.
+        settings: where to listen, and its limits.
+        end_waiting: as for `EdgeServer`.
+    """
     limits = Limits.of(settings)
     main = _config(app, settings.host, settings.port, limits)
     if not settings.probe_port:
-        return EdgeServer(main, None)
+        return EdgeServer(main, None, end_waiting=end_waiting)
     few = replace(limits, connections=PROBE_CONNECTIONS, per_address=0)
-    return EdgeServer(main, _config(probes, settings.probe_host, settings.probe_port, few))
+    second = _config(probes, settings.probe_host, settings.probe_port, few)
+    return EdgeServer(main, second, end_waiting=end_waiting)
 
 
 def _config(app: ASGIApp, host: str, port: int, limits: Limits) -> uvicorn.Config:

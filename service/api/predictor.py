@@ -101,6 +101,8 @@ class Follower:
         self._current: Served | None = None
         self._refused_version: int | None = None  # damaged; not read again
         self._complaint = ""  # the same one is logged once
+        self.on_swap: Callable[[], object] | None = None
+        """Called in the thread that follows, after each swap."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
@@ -156,6 +158,8 @@ class Follower:
                 return
             loaded = self._reader.load(version)
             self._current = Served(loaded.info, engines.predictor(loaded.state))
+            if (on_swap := self.on_swap) is not None:
+                on_swap()
         except (CorruptState, OSError) as error:
             if isinstance(error, CorruptState):
                 self._refused_version = version

@@ -4,18 +4,20 @@ Neither waits for training, nor for Redis once a model is served.
 """
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 from service.api.body_schemas import PREDICT_BODY
 from service.api.codec import Codec
+from service.api.freshness import LONGEST_WAIT_S, POSITION, check_learned
 from service.api.predictor import Answer, not_ready
 from service.api.schemas import Experts, Predictions, problems
 from service.api.streams import StreamOf, StreamServices
 from service.errors import ServiceError, Unavailable
 from service.inputs import InputSchema
+from service.store.stream_ids import START
 
 _SMALL_ANSWER = 64
 """Samples up to which an answer is rendered on the event loop: less than a millisecond."""
@@ -25,29 +27,30 @@ def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
     """Return the routes that answer from the served model."""
     router = APIRouter(tags=["predict"])
 
-    async def answer(at: StreamServices, request: Request) -> Answer:
-        """Return the served model's answers for the request's samples."""
-        batch = await codec.samples(request, known=await _known_input(at))
-        if at.follower.current is None:
-            raise not_ready()
-        return await at.batcher.predict(batch.x)
-
     @router.post(
         "/predict",
         response_model=Predictions,
         responses=problems(400, 413, 415, 422, 503),
         openapi_extra=PREDICT_BODY,
     )
-    async def predict(request: Request) -> JSONResponse:
+    async def predict(
+        request: Request,
+        wait_for: Annotated[str, Query(pattern=POSITION)] = START,
+        wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 5.0,
+    ) -> JSONResponse:
         """Answer for a batch of samples; stores nothing and changes nothing.
 
-        503 `not_ready` only before the first model is published.
+        503 `not_ready` only before the first model is published. `wait_for` asks for a model that
+        has learned up to a position, as /observe told it: 503 `not_learned_yet` if there is none
+        within `wait_s`.
         """
         at = await stream_of(request)
         metrics = at.metrics
         try:
+            await at.freshness.until(wait_for, wait_s)
             with metrics.predict_duration.time():
-                answered = await answer(at, request)
+                answered = await _answer(at, codec, request)
+            check_learned(wait_for, answered.info.position)  # a rollback may have come between
         except ServiceError:
             metrics.predictions["refused"].inc()
             raise
@@ -70,6 +73,14 @@ def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
         }
 
     return router
+
+
+async def _answer(at: StreamServices, codec: Codec, request: Request) -> Answer:
+    """Return the served model's answers for the request's samples."""
+    batch = await codec.samples(request, known=await _known_input(at))
+    if at.follower.current is None:
+        raise not_ready()
+    return await at.batcher.predict(batch.x)
 
 
 async def _known_input(at: StreamServices) -> InputSchema | None:

@@ -81,6 +81,7 @@ async def _measure(stream: StreamServices) -> None:
     facts = await stream.appender.facts()
     stream.metrics.worker_stopped.set(facts.worker_problem is not None)
     stream.metrics.backlog.set(await stream.appender.backlog())
+    stream.metrics.staleness.set(await stream.staleness_s())
 
 
 async def _problems(streams: Streams, keyring: Keyring) -> list[str]:

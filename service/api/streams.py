@@ -13,6 +13,7 @@ import structlog
 from starlette.requests import Request
 
 from service.api.batcher import Batcher
+from service.api.freshness import Freshness
 from service.api.intake import Intake
 from service.api.predictor import Follower
 from service.engine.protocol import Engines
@@ -26,6 +27,8 @@ from service.store.names import DEFAULT_STREAM, Names
 from service.store.quarantine import Quarantine
 from service.store.server import server_url
 from service.store.snapshots import SnapshotInfo
+from service.store.stream_ids import START
+from service.store.unlearned import Unlearned
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -61,18 +64,31 @@ class StreamServices:
         self.quarantine = Quarantine(url, names)
         self.desk = CommandDesk(url, names)
         self.follower = Follower(settings, load_engines)
+        self.freshness = Freshness(self.follower)
+        self._unlearned = Unlearned(url, names)
         self.batcher = Batcher(self.follower.answer, settings, self.metrics)
+
+    async def staleness_s(self) -> float:
+        """Return the age of the oldest entry that the served model has not learned; 0 without one.
+
+        Raises:
+            Unavailable: Redis is away.
+        """
+        served = self.follower.facts
+        return await self._unlearned.age_s(START if served is None else served.position)
 
     def start(self) -> None:
         """Begin, on the running event loop."""
+        self.freshness.start()
         self.follower.start()
         self.batcher.start()
 
     async def stop(self) -> None:
         """Stop in reverse order of who needs whom."""
+        self.freshness.stop()
         await self.batcher.stop()
         self.follower.stop()
-        for connected in (self.appender, self.quarantine, self.desk):
+        for connected in (self.appender, self.quarantine, self.desk, self._unlearned):
             await connected.close()
 
 
@@ -122,6 +138,11 @@ class Streams:
         """Stop all of them."""
         await asyncio.gather(*(one.stop() for one in self._by_name.values()))
         await self._registry.close()
+
+    def end_waiting(self) -> None:
+        """End the requests that only wait, as the process is about to stop."""
+        for one in self._by_name.values():
+            one.freshness.stop()
 
     async def of(self, request: Request) -> StreamServices:
         """Return the stream that a request is about.
