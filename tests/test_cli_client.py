@@ -18,6 +18,7 @@ from service.client import ApiError, Client
 from service.datafile import BadDataFile, read_arrays
 from service.engine.protocol import Array
 from service.settings import Settings
+from service.store.keys import create_key
 from tests.images import as_file
 from tests.scripted import Script, refused
 
@@ -144,6 +145,43 @@ def test_a_stream_declared_otherwise_is_refused(url: str) -> None:
 
     assert isinstance(refused, ApiError)
     assert refused.code == "stream_exists"
+
+
+@pytest.mark.usefixtures("learning")
+def test_a_key_opens_what_it_reaches(
+    live: Settings, url: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, writes = create_key(live.state_dir, name="writer", scopes=["observe"])
+    _, reads = create_key(live.state_dir, name="reader", scopes=["predict", "read"])
+    wait_until_closed(url)
+
+    without = levit("observe", data, "--url", url).exception
+    monkeypatch.setenv("LEVIT_KEY", writes)
+    observed = levit("observe", data, "--url", url)
+    foreign = levit("watch", "--once", "--url", url).exception
+    monkeypatch.setenv("LEVIT_KEY", reads)
+    predicted = levit("predict", data, "--url", url)
+    watched = levit("watch", "--once", "--url", url)
+
+    assert isinstance(without, ApiError)
+    assert isinstance(foreign, ApiError)
+    assert (without.status, foreign.status) == (401, 403)
+    assert "20 samples accepted; the last batch is learned" in observed.stdout
+    assert re.search(r"^0\tdark\t", predicted.stdout, re.MULTILINE)
+    assert re.search(r"backlog -\s", watched.stdout)
+
+
+def wait_until_closed(url: str) -> None:
+    """Wait until the service has seen that there are keys."""
+    with Client(url) as client:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                client.experts()
+            except ApiError:
+                return
+            time.sleep(0.05)
+    raise TimeoutError("still open")
 
 
 def test_a_service_that_is_away_is_said_at_once(data: str) -> None:
