@@ -193,6 +193,8 @@ def edge_protocol(limits: Limits) -> type[EdgeProtocol]:
     """Return the protocol of one listener, whose connections are counted together."""
 
     class OfListener(EdgeProtocol):
+        """Of these limits."""
+
         edge = Connections(limits)
 
     return OfListener

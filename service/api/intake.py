@@ -51,6 +51,7 @@ class Intake:
         """
 
         async def keyed(settled: StreamSchema | None) -> tuple[Submission, int]:
+            """Return what `read` makes of the request, under its key."""
             return await read(settled, self._key_of(request))
 
         receipt = await self._take(keyed, principal_of(request).key_id)
@@ -66,7 +67,10 @@ class Intake:
         """
 
         async def take(line: bytes, key: str | None) -> dict[str, Any]:
+            """Return what one line is answered."""
+
             async def keyed(settled: StreamSchema | None) -> tuple[Submission, int]:
+                """Return what the codec makes of the line, under its key."""
                 return await codec.line(line, settled=settled, idempotency_key=key)
 
             receipt = await self._take(keyed, principal_of(request).key_id)

@@ -44,6 +44,7 @@ def learn_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
             return intake.accept_lines(request, codec)
 
         async def read(settled: StreamSchema | None, key: str | None) -> tuple[Submission, int]:
+            """Return what the codec makes of the request."""
             return await codec.observation(request, settled=settled, idempotency_key=key)
 
         return await intake.accept(request, read)
