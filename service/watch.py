@@ -86,6 +86,8 @@ def picture(seen: Seen, now: float) -> Group:
 
 def _title(seen: Seen, now: float) -> Table:
     state = Text("answers", "green")
+    if seen.gauges.get("levit_worker_stopped"):
+        state = Text("the worker has stopped: see /readyz", "red")
     if seen.away_since is not None:
         state = Text(f"away for {now - seen.away_since:.0f} s: {printable(seen.problem)}", "red")
     title = Table.grid(expand=True, padding=(0, 1))
@@ -102,19 +104,18 @@ def _facts(seen: Seen, now: float) -> Table:
         _fact("learned", model.get("samples_learned"), ",.0f", " samples"),
         _fact("rate", seen.rate if seen.learned else None, ",.0f", "/s"),
     )
-    published = model.get("published_at")
     facts.add_row(
         _fact("backlog", seen.gauges.get("levit_stream_backlog"), ",.0f", " entries"),
-        _fact("model's age", None if published is None else now - published, ".1f", " s"),
+        _fact("staleness", seen.gauges.get("levit_staleness_seconds"), ".1f", " s"),
         _fact("expansions", model.get("expansions")),
     )
-    accuracy = _fact("accuracy", _percent(model.get("prequential_accuracy")), ".1f", " %")
-    facts.add_row(accuracy, Text(_curve(seen.accuracies), "cyan"), "")
+    published = model.get("published_at")
+    facts.add_row(
+        _fact("accuracy", model.get("prequential_accuracy"), ".1%"),
+        Text(_curve(seen.accuracies), "cyan"),
+        _fact("model's age", None if published is None else now - published, ".0f", " s"),
+    )
     return facts
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 def _fact(name: str, value: float | None, spelling: str = "", unit: str = "") -> Text:

@@ -48,6 +48,16 @@ def test_what_was_observed_is_predicted(client: Client) -> None:
 
 
 @pytest.mark.usefixtures("learning")
+def test_a_prediction_waits_for_what_was_just_observed(client: Client) -> None:
+    for shade in (10, 60, 110, 160):
+        x = np.full((1, 8, 8), shade, np.uint8)
+        receipt = client.observe(x, [f"shade {shade}"])
+        answers = client.predict(x, wait_for=receipt.position)
+
+        assert answers.labels.tolist() == [f"shade {shade}"]
+
+
+@pytest.mark.usefixtures("learning")
 def test_a_quarantined_batch_tells_its_reason(client: Client) -> None:
     refused_by_the_engine = np.full((1, 8, 8), 255, np.uint8)
 

@@ -51,7 +51,8 @@ def seen_at(*times: float) -> Seen:
     seen = Seen("http://levit", "default")
     for number, now in enumerate(times):
         model = MODEL | {"model_version": 7 + number, "samples_learned": 60_000 + 500 * number}
-        seen.renew(model, {"levit_stream_backlog": 1200.0}, now)
+        gauges = {"levit_stream_backlog": 1200.0, "levit_staleness_seconds": 0.25}
+        seen.renew(model, gauges, now)
     return seen
 
 
@@ -67,8 +68,8 @@ def test_the_picture_tells_what_is_known() -> None:
     assert lines == [
         "http://levit stream default answers",
         "model 8 learned 60,500 samples rate 500/s",
-        "backlog 1,200 entries model's age 1.5 s expansions 1",
-        "accuracy 93.8 % ▁▁",
+        "backlog 1,200 entries staleness 0.2 s expansions 1",
+        "accuracy 93.8% ▁▁ model's age 2 s",
         "experts 2",
         "id born at cause novelty samples classes",
         "0 step 0 - - 400 0 1",
@@ -122,6 +123,13 @@ def test_a_service_that_is_away_leaves_the_last_picture_standing() -> None:
     assert "away for 21 s: no answer from http://levit" in away
     assert "learned 60,000 samples" in away
     assert "away" not in told(seen, now=133)
+
+
+def test_a_worker_that_has_stopped_is_said() -> None:
+    seen = seen_at(100)
+    seen.renew(MODEL, {"levit_worker_stopped": 1.0}, 101)
+
+    assert "the worker has stopped" in told(seen)
 
 
 def test_the_rate_forgets_what_was_long_ago() -> None:
