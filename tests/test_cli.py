@@ -16,7 +16,17 @@ from service.settings import Settings
 
 COMMANDS = (
     *("serve", "api", "worker", "demo", "observe", "predict", "experts", "bench", "config"),
-    *("quarantine", "checkpoints", "snapshots", "resync", "log", "replay", "watch", "streams"),
+    *(
+        "quarantine",
+        "checkpoints",
+        "snapshots",
+        "resync",
+        "log",
+        "replay",
+        "watch",
+        "streams",
+        "keys",
+    ),
 )
 NOWHERE = "http://127.0.0.1:9"
 
