@@ -26,8 +26,14 @@ from learner.newborn import first_expert, heir
 from learner.recent import Recent, recent_features, recent_width
 from learner.report import Expansion, ObserveReport, Prediction
 from learner.reservoir import sample_keys
-from learner.samples import UNLABELLED, Label, Labels, checked_samples, class_indexes
-from learner.view import compact
+from learner.samples import (
+    UNLABELLED,
+    Label,
+    Labels,
+    checked_samples,
+    class_indexes,
+    judged,
+)
 
 _FEW_CLASSES, _MOST_HELD = 3, 1000  # when the encoder is fitted, at the latest
 _SAVED = 100  # samples whose unspent budget one mini-batch may spend beside its own
@@ -55,14 +61,31 @@ class AdaptiveLEViT(AdaptiveParts):
             ShapeError: samples or labels do not fit; nothing changed.
             NonFiniteError: a loss or gradient was not finite; nothing changed.
         """
-        x = checked_samples(x, self.config.input_shape).to(self.device)
-        y_B, unseen = class_indexes(labels, len(x), self.mixture.classes)
-        before = self.undo_point(len(x))
-        try:
-            return self._observe(x, y_B.to(self.device), unseen, entry_number)
-        except BaseException:
-            self.undo(before)
-            raise
+        return self._whole(x, labels, entry_number, None)
+
+    def label(
+        self,
+        x: Tensor,
+        labels: Labels,
+        right: Sequence[bool | None],
+        *,
+        entry_number: int | None = None,
+    ) -> ObserveReport:
+        """Learn the labels of samples that were observed before without; wholly or not at all.
+
+        Sums, read-outs, replay buffer and networks learn them. They are no arrivals: no bet on
+        change, no density model and no budget counts them again.
+
+        Args:
+            x: the samples, as `observe` takes them.
+            labels: as `observe` takes them.
+            right: whether each was answered right when somebody asked; None: it is asked now.
+            entry_number: names the samples in the replay buffer; default: the step.
+
+        Raises:
+            ShapeError, NonFiniteError: as `observe`.
+        """
+        return self._whole(x, labels, entry_number, right)
 
     def predict(self, x: Tensor) -> Prediction:
         """Return labels, probabilities, routed experts and novelty; see `AdaptiveMixture`."""
@@ -83,18 +106,36 @@ class AdaptiveLEViT(AdaptiveParts):
         asked = Expansion("asked", self.growth.novelty, self.growth.threshold, None)
         return self._expand(self.mixture.active, asked)
 
-    def _observe(
-        self, x: Tensor, y_B: Tensor, unseen: list[Label], entry_number: int | None
+    def _whole(
+        self,
+        x: Tensor,
+        labels: Labels | None,
+        entry_number: int | None,
+        right: Sequence[bool | None] | None,
     ) -> ObserveReport:
+        """Learn, or be as before; `right` only where the samples were here before."""
+        x = checked_samples(x, self.config.input_shape).to(self.device)
+        y_B, unseen = class_indexes(labels, len(x), self.mixture.classes)
         number = self.counts.step + 1 if entry_number is None else entry_number
-        ids_B2 = torch.stack([torch.full((len(x),), number), torch.arange(len(x))], 1)
-        arrivals = Arrivals(x, y_B, ids_B2)
+        arrivals = Arrivals.of(x, y_B.to(self.device), number, first=right is None)
+        before = self.undo_point(len(x))
+        try:
+            return self._observe(arrivals, unseen, right)
+        except BaseException:
+            self.undo(before)
+            raise
+
+    def _observe(
+        self, arrivals: Arrivals, unseen: list[Label], right: Sequence[bool | None] | None
+    ) -> ObserveReport:
+        x, y_B = arrivals.x, arrivals.y_B
 
         # 1. Test: predict before learning.
         answer, right_L = self._tested(x, y_B)
+        right_L = judged(right_L, y_B != UNLABELLED, right)
         active = self.mixture.experts[-1].life.id if self.mixture.experts else 0
-        self._meet(x, y_B, unseen)
-        self._count(right_L, y_B)
+        self.meet(x, y_B, unseen)
+        self.count(right_L, arrivals)
 
         # 2. Until there is enough to fit the encoder, hold; then learn all that was held.
         if answer is None:
@@ -102,14 +143,14 @@ class AdaptiveLEViT(AdaptiveParts):
             if not self._enough_to_fit():
                 return self._report(active, right_L, added=range(len(x)), expansion=None)
             arrivals, self.pending = Arrivals.joined(self.pending), ()
-            answer = self._fit(arrivals.x)
+            answer = self._fit(arrivals)
 
         # 3. Learn: the sums, the replay buffer, the active expert, the read-outs.
         earlier = len(arrivals.y_B) - len(x)
         added = [i - earlier for i in self._learn(arrivals, answer) if i >= earlier]
 
-        # 4. Grow when inputs or labels bet against "nothing changed".
-        expansion = self._grow(answer, right_L, y_B)
+        # 4. Grow when inputs or labels that arrive bet against "nothing changed".
+        expansion = self._grow(answer, right_L, y_B) if right is None else None
         return self._report(active, right_L, added=added, expansion=expansion)
 
     def _tested(self, x: Tensor, y_B: Tensor) -> tuple[Answer | None, Tensor]:
@@ -126,45 +167,23 @@ class AdaptiveLEViT(AdaptiveParts):
             return answer, torch.zeros_like(labelled_B)[labelled_B]
         return answer, (guess_BK.argmax(1) == y_B)[labelled_B]
 
-    def _meet(self, x: Tensor, y_B: Tensor, unseen: list[Label]) -> None:
-        """Make room for new classes and count the labels."""
-        mixture = self.mixture
-        mixture.classes.extend(unseen)
-        K, y_L = len(mixture.classes), y_B[y_B != UNLABELLED]
-        counts_K = torch.bincount(y_L, minlength=K).double().cpu()
-        counts_K[: len(mixture.counts_K)] += mixture.counts_K
-        mixture.counts_K = counts_K.to(self.device)
-        if mixture.encoder is None:
-            view_BV = compact(x)
-            first_KV = view_BV.new_zeros(K, view_BV.shape[1])
-            if len(mixture.first_KV):
-                first_KV[: len(mixture.first_KV)] = mixture.first_KV
-            mixture.first_KV = first_KV.index_add(0, y_L, view_BV[y_B != UNLABELLED])
-
-    def _count(self, right_L: Tensor, y_B: Tensor) -> None:
-        counts = self.counts
-        counts.step += 1
-        counts.samples += len(y_B)
-        counts.labelled += len(right_L)
-        counts.correct += int(right_L.sum())
-        self.accuracy.count(right_L, y_B[y_B != UNLABELLED], len(self.mixture.classes))
-
     def _enough_to_fit(self) -> bool:
-        held = sum(len(part.y_B) for part in self.pending)
+        held = sum(part.first for part in self.pending)
         classes = int((self.mixture.counts_K > 0).sum())
         enough = held >= self.config.fit_samples and (classes >= _FEW_CLASSES or classes == 0)
         return enough or held >= _MOST_HELD
 
-    def _fit(self, x: Tensor) -> Answer:
+    def _fit(self, held: Arrivals) -> Answer:
         """Fit the encoder on what was held, begin with the first expert, and let it answer."""
         mixture, config = self.mixture, self.config
-        encoder = mixture.encoder = Encoder.fitted(x[:_MOST_HELD], config, self.generator)
+        samples = held.x[held.first_B.to(self.device)][:_MOST_HELD]
+        encoder = mixture.encoder = Encoder.fitted(samples, config, self.generator)
         mixture.experts = [first_expert(encoder, config, self.generator, self.counts.step)]
         self.knowledge = Knowledge(encoder.features, encoder.own_features, self.device)
         mixture.recent = Recent.fresh(recent_width(SMOOTH, encoder.view.values))
         self.training = AdaptiveTraining(mixture) if config.budget > 0 else None
         self.replay = self.fresh_buffer(encoder)
-        return mixture.answer(encoder(x))
+        return mixture.answer(encoder(held.x))
 
     def _learn(self, arrivals: Arrivals, answer: Answer) -> Sequence[int]:
         """Learn one mini-batch; return the indexes of the samples now in the replay buffer."""
@@ -175,7 +194,7 @@ class AdaptiveLEViT(AdaptiveParts):
         keys_B = sample_keys(arrivals.ids_B2, self.config.seed)
         held_B = (keys_B < self.knowledge.marks.held_below).to(self.device)
         taught = ((y_B != UNLABELLED) & ~held_B).nonzero().squeeze(1)
-        self.mixture.active.life.samples += len(y_B)
+        self.mixture.active.life.samples += arrivals.first
         self.knowledge.add(encoded, y_B, taught, len(self.mixture.classes))
         added = self.replay.add(
             arrivals.x[rows_L],
@@ -186,7 +205,7 @@ class AdaptiveLEViT(AdaptiveParts):
         ).added
         bound = fallen_bound(self.knowledge.marks.held_below, self.replay)
         self.knowledge.marks = replace(self.knowledge.marks, held_below=bound)
-        self._practise(answer, y_B, taught)
+        self._practise(answer, arrivals, taught)
         self._feel_present(answer, y_B, rows_L)
         self.knowledge.solve(self.mixture)
         asked = self.knowledge.judge(self.mixture, self.replay)
@@ -194,15 +213,15 @@ class AdaptiveLEViT(AdaptiveParts):
             self.counts.spent += FORWARD * asked * (1 + (len(self.mixture.experts) > 1))
         return [int(i) for i in rows_L.cpu()[added]]
 
-    def _practise(self, answer: Answer, y_B: Tensor, taught: Tensor) -> None:
+    def _practise(self, answer: Answer, arrivals: Arrivals, taught: Tensor) -> None:
         """Spend what the budget allows on the active expert; see `AdaptiveTraining.practise`."""
         if self.knowledge is None or self.training is None:
             return
         counts, held = self.counts, self.replay.below(self.knowledge.marks.held_below)
-        counts.spent += FORWARD * len(y_B) * (1 + (len(self.mixture.experts) > 1))
+        counts.spent += FORWARD * len(arrivals.y_B) * (1 + (len(self.mixture.experts) > 1))
         saved = self.config.budget * counts.samples - counts.spent
-        left = min(saved, self.config.budget * (len(y_B) + _SAVED))
-        pupil = (answer, y_B, taught)
+        left = min(saved, self.config.budget * (len(arrivals.y_B) + _SAVED))
+        pupil = (answer, arrivals, taught)
         self.losses, spent = self.training.practise(
             pupil, (self.replay, held), left, self.generator
         )

@@ -22,6 +22,8 @@ from learner.growth import Growth
 from learner.knowledge import Knowledge, KnowledgePoint
 from learner.report import Losses
 from learner.reservoir import ReplayBuffer, ReplayPoint
+from learner.samples import UNLABELLED, Label
+from learner.view import compact
 
 _PER_MEMBER = 41  # bytes of a replay member's class, id, key, slot and flag
 
@@ -109,6 +111,30 @@ class AdaptiveParts:
         replay.register("tokens", tokens, torch.int8)
         replay.register("ready", (), torch.bool)
         return replay
+
+    def meet(self, x: Tensor, y_B: Tensor, unseen: list[Label]) -> None:
+        """Make room for new classes and count the labels."""
+        mixture = self.mixture
+        mixture.classes.extend(unseen)
+        K, y_L = len(mixture.classes), y_B[y_B != UNLABELLED]
+        counts_K = torch.bincount(y_L, minlength=K).double().cpu()
+        counts_K[: len(mixture.counts_K)] += mixture.counts_K
+        mixture.counts_K = counts_K.to(self.device)
+        if mixture.encoder is None:
+            view_BV = compact(x)
+            first_KV = view_BV.new_zeros(K, view_BV.shape[1])
+            if len(mixture.first_KV):
+                first_KV[: len(mixture.first_KV)] = mixture.first_KV
+            mixture.first_KV = first_KV.index_add(0, y_L, view_BV[y_B != UNLABELLED])
+
+    def count(self, right_L: Tensor, arrivals: Arrivals) -> None:
+        """Count a mini-batch and which of its labelled samples were answered right."""
+        counts, y_B = self.counts, arrivals.y_B
+        counts.step += 1
+        counts.samples += arrivals.first
+        counts.labelled += len(right_L)
+        counts.correct += int(right_L.sum())
+        self.accuracy.count(right_L, y_B[y_B != UNLABELLED], len(self.mixture.classes))
 
     def undo_point(self, n: int) -> AdaptivePoint:
         """Return what brings everything back after a mini-batch of n samples."""

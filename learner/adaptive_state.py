@@ -86,7 +86,7 @@ def _learning(levit: AdaptiveLEViT) -> dict[str, Tensor]:
     tensors |= named("change", levit.growth.change.tensors())
     if levit.pending:
         held = Arrivals.joined(levit.pending)
-        tensors |= named("pending", {"x": held.x, "y": held.y_B, "ids": held.ids_B2})
+        tensors |= named("pending", _held(held))
     if levit.knowledge is not None:
         tensors |= named("memory", levit.knowledge.memory.tensors())
         tensors |= named("own", levit.knowledge.own.tensors())
@@ -96,6 +96,10 @@ def _learning(levit: AdaptiveLEViT) -> dict[str, Tensor]:
         for name, state in moments.items():
             tensors |= {f"optimizer.{which}.{m}.{name}": state[m] for m in MOMENTS}
     return tensors
+
+
+def _held(held: Arrivals) -> dict[str, Tensor]:
+    return {"x": held.x, "y": held.y_B, "ids": held.ids_B2, "first": held.first_B}
 
 
 def _values(levit: AdaptiveLEViT, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -140,7 +144,7 @@ def _restore_growth(levit: AdaptiveLEViT, state: LearnerState) -> None:
 def _restore_pending(levit: AdaptiveLEViT, state: LearnerState) -> None:
     if state.values["pending"]:
         held = under(state.tensors, "pending")
-        levit.pending = (Arrivals(held["x"], held["y"], held["ids"]),)
+        levit.pending = (Arrivals(held["x"], held["y"], held["ids"], held["first"]),)
 
 
 def _restore_knowledge(levit: AdaptiveLEViT, encoder: Encoder, state: LearnerState) -> None:

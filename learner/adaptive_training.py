@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from learner.adaptive_mixture import AdaptiveMixture, Answer
+from learner.arrivals import Arrivals
 from learner.density import density_loss, novelty_scores
 from learner.encoder import Encoded
 from learner.errors import NonFiniteError
@@ -131,7 +132,7 @@ class AdaptiveTraining:
 
     def practise(
         self,
-        pupil: tuple[Answer, Tensor, Tensor],
+        pupil: tuple[Answer, Arrivals, Tensor],
         past: tuple[ReplayBuffer, Tensor],
         left: float,
         generator: Generator,
@@ -139,17 +140,19 @@ class AdaptiveTraining:
         """Train the active expert as far as the budget allows; return losses and what was spent.
 
         Args:
-            pupil: what the mixture made of the mini-batch, its classes, and the indexes of the
-                samples to be taught.
+            pupil: what the mixture made of the mini-batch, the mini-batch, and the indexes of the
+                samples to be taught. The density model learns only what was never here before.
             past: the replay buffer, and the slots of the members that are held out.
             left: sample-gradients that may be spent.
             generator: draws.
         """
-        answer, y_B, taught = pupil
-        encoded, expert = answer.encoded, self.mixture.active
-        scores_B = novelty_scores(expert.vae, encoded.view_BV)
-        expert.usual = expert.usual.learned(scores_B, answer.standard_BE[:, -1])
-        views_BV = encoded.view_BV[: max(0, int(left / TRAINED))]
+        answer, arrivals, taught = pupil
+        encoded, expert, y_B = answer.encoded, self.mixture.active, arrivals.y_B
+        first_B = arrivals.first_B.to(y_B.device)
+        views_BV = encoded.view_BV[first_B]
+        scores_B = novelty_scores(expert.vae, views_BV)
+        expert.usual = expert.usual.learned(scores_B, answer.standard_BE[first_B, -1])
+        views_BV = views_BV[: max(0, int(left / TRAINED))]
         elbo = self.learn_views(views_BV, generator)
         spent = float(TRAINED * len(views_BV))
         if not len(self.mixture.classes):

@@ -19,6 +19,20 @@ class Arrivals:
     x: Tensor
     y_B: Tensor
     ids_B2: Tensor
+    first_B: Tensor
+    """bool, on the CPU: False where a sample was here before, without its label."""
+
+    @classmethod
+    def of(cls, x: Tensor, y_B: Tensor, number: int, *, first: bool) -> "Arrivals":
+        """Return the samples of the entry of that number."""
+        n = len(x)
+        ids_B2 = torch.stack([torch.full((n,), number), torch.arange(n)], 1)
+        return cls(x, y_B, ids_B2, torch.full((n,), first))
+
+    @property
+    def first(self) -> int:
+        """How many have never been here before."""
+        return int(self.first_B.sum())
 
     @classmethod
     def joined(cls, many: Sequence["Arrivals"]) -> "Arrivals":
@@ -28,4 +42,5 @@ class Arrivals:
             torch.cat([unit(part.x) if mixed else part.x for part in many]),
             torch.cat([part.y_B for part in many]),
             torch.cat([part.ids_B2 for part in many]),
+            torch.cat([part.first_B for part in many]),
         )

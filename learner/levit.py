@@ -7,53 +7,31 @@ one is frozen and a fresh one takes over, which reads from the features of all b
 Dimension key: B batch, J frozen experts, D width, K classes, M memory members, Z latent.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from learner.arrivals import Arrivals
 from learner.config import LearnerConfig
 from learner.evaluation import FadedAccuracy
+from learner.levit_parts import Counts, LevitPoint
 from learner.mixture import Evidence, Mixture
 from learner.novelty import latent_statistics, novelty
-from learner.replay import MemoryPoint, WindowMemory
+from learner.replay import WindowMemory
 from learner.report import Losses, ObserveReport, Prediction
-from learner.samples import UNLABELLED, Label, Labels, checked_samples, class_indexes
-from learner.scaler import Scaler
-from learner.training import IGNORED, Step, Trainer, UndoPoint
+from learner.samples import (
+    UNLABELLED,
+    Label,
+    Labels,
+    checked_samples,
+    class_indexes,
+    judged,
+)
+from learner.training import IGNORED, Step, Trainer
 
 _CHECKS_PER_WINDOW = 20  # how often novelty is measured while a full memory is replaced once
-
-
-@dataclass(kw_only=True, slots=True)
-class Counts:
-    """What the learner has done so far, in plain numbers; part of the state. Ours."""
-
-    step: int = 0
-    samples: int = 0
-    labelled: int = 0
-    correct: int = 0
-    expansions: int = 0
-    refused_max_experts: int = 0
-    """Measurements of novelty that asked for an expert beyond the cap."""
-    unmeasured: int = 0
-    """Samples since novelty was last measured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _UndoPoint:
-    """The learner before a mini-batch."""
-
-    trainer: UndoPoint
-    memory: MemoryPoint
-    classes: int
-    scaler: Scaler
-    random: Tensor
-    counts: Counts
-    accuracy: tuple[tuple[float, float], list[tuple[float, float]]]
-    losses: Losses
-    novelty: float | None
 
 
 class LEViT:
@@ -100,14 +78,31 @@ class LEViT:
             ShapeError: samples or labels do not fit; nothing changed.
             NonFiniteError: a loss or gradient was not finite; nothing changed.
         """
-        x = checked_samples(x, self.config.input_shape).to(self.device)
-        y_B, unseen = class_indexes(labels, len(x), self.mixture.classes)
-        before = self._undo_point(len(x))
-        try:
-            return self._observe(x, y_B.to(self.device), unseen, entry_number)
-        except BaseException:
-            self._undo(before)
-            raise
+        return self._whole(x, labels, entry_number, None)
+
+    def label(
+        self,
+        x: Tensor,
+        labels: Labels,
+        right: Sequence[bool | None],
+        *,
+        entry_number: int | None = None,
+    ) -> ObserveReport:
+        """Learn the labels of samples that were observed before without; wholly or not at all.
+
+        Ours. They are trained on as replayed samples are, and join the memory with their labels.
+        They are no arrivals: neither the scaler nor the measuring of novelty counts them again.
+
+        Args:
+            x: the samples, as `observe` takes them.
+            labels: as `observe` takes them.
+            right: whether each was answered right when somebody asked; None: it is asked now.
+            entry_number: names the samples in the replay memory; default: the step.
+
+        Raises:
+            ShapeError, NonFiniteError: as `observe`.
+        """
+        return self._whole(x, labels, entry_number, right)
 
     def predict(self, x: Tensor) -> Prediction:
         """Return labels, probabilities, answering experts and novelty; see `Mixture.predict`."""
@@ -136,28 +131,45 @@ class LEViT:
         self.counts.expansions += 1
         return True
 
-    def _observe(
-        self, x: Tensor, y_B: Tensor, unseen: list[Label], entry_number: int | None
+    def _whole(
+        self,
+        x: Tensor,
+        labels: Labels | None,
+        entry_number: int | None,
+        right: Sequence[bool | None] | None,
     ) -> ObserveReport:
+        """Learn, or be as before; `right` only where the samples were here before."""
+        x = checked_samples(x, self.config.input_shape).to(self.device)
+        y_B, unseen = class_indexes(labels, len(x), self.mixture.classes)
         number = self.counts.step + 1 if entry_number is None else entry_number
-        active = self.mixture.lives[-1].id
+        arrivals = Arrivals.of(x, y_B.to(self.device), number, first=right is None)
+        before = self._undo_point(len(x))
+        try:
+            return self._observe(arrivals, unseen, right)
+        except BaseException:
+            self._undo(before)
+            raise
+
+    def _observe(
+        self, arrivals: Arrivals, unseen: list[Label], right: Sequence[bool | None] | None
+    ) -> ObserveReport:
+        x, y_B, active = arrivals.x, arrivals.y_B, self.mixture.lives[-1].id
 
         # 1. Test: predict before learning.
         evidence = self.mixture.evidence(self.mixture.scaler(x))
-        right_B = self._right(evidence, y_B)
+        right_B = judged(self._right(evidence, y_B), y_B != UNLABELLED, right)
 
         # 2. Train the active expert on the mini-batch and on samples replayed from memory.
-        self._meet(x, y_B, unseen)
+        self._meet(arrivals, unseen)
         self.losses = self.trainer.run(self._steps(x, y_B, evidence), self.generator)
 
         # 3. Remember: the mini-batch joins the memory, the oldest members leave.
-        ids_B2 = torch.stack([torch.full((len(x),), number), torch.arange(len(x))], 1)
         features_BJD = evidence.features_BED[:, :-1]
-        added = self.memory.add(x, y_B, ids_B2, evidence.means_BJZ, features_BJD)
-        self._count(right_B, y_B)
+        added = self.memory.add(x, y_B, arrivals.ids_B2, evidence.means_BJZ, features_BJD)
+        self._count(right_B, arrivals)
 
         # 4. Expand when the full memory is novel to every frozen expert.
-        expanded = self._measured() and self._expand_if_novel()
+        expanded = right is None and self._measured() and self._expand_if_novel()
         return ObserveReport(
             step=self.counts.step,
             expert=active,
@@ -180,14 +192,14 @@ class LEViT:
             right_B = known & answered_B & (probabilities_BK.argmax(1) == y_B)
         return right_B[y_B != UNLABELLED]
 
-    def _meet(self, x: Tensor, y_B: Tensor, unseen: list[Label]) -> None:
+    def _meet(self, arrivals: Arrivals, unseen: list[Label]) -> None:
         """Make room for new classes; let the scaler learn while nothing is frozen."""
         mixture = self.mixture
         mixture.classes.extend(unseen)
-        if not mixture.frozen:
-            mixture.scaler = mixture.scaler.learned(x)
+        if arrivals.first and not mixture.frozen:
+            mixture.scaler = mixture.scaler.learned(arrivals.x)
         own = {UNLABELLED, *mixture.lives[-1].classes}
-        new = [k for k in y_B.unique().tolist() if k not in own]
+        new = [k for k in arrivals.y_B.unique().tolist() if k not in own]
         self.trainer.show_classes(new, self.generator)
 
     def _steps(self, x: Tensor, y_B: Tensor, evidence: Evidence) -> Iterator[Step]:
@@ -215,14 +227,14 @@ class LEViT:
         column_K[own] = torch.arange(len(own))
         return column_K.to(self.device)
 
-    def _count(self, right_B: Tensor, y_B: Tensor) -> None:
-        counts = self.counts
+    def _count(self, right_B: Tensor, arrivals: Arrivals) -> None:
+        counts, y_B = self.counts, arrivals.y_B
         counts.step += 1
-        counts.samples += len(y_B)
+        counts.samples += arrivals.first
         counts.labelled += len(right_B)
         counts.correct += int(right_B.sum())
-        counts.unmeasured += len(y_B)
-        self.mixture.lives[-1].samples += len(y_B)
+        counts.unmeasured += arrivals.first
+        self.mixture.lives[-1].samples += arrivals.first
         self.accuracy.count(right_B, y_B[y_B != UNLABELLED], len(self.mixture.classes))
 
     def _measured(self) -> bool:
@@ -262,9 +274,9 @@ class LEViT:
         active.known_mean_Z.copy_(mean_Z)
         active.known_deviation_Z.copy_(deviation_Z)
 
-    def _undo_point(self, n: int) -> _UndoPoint:
+    def _undo_point(self, n: int) -> LevitPoint:
         """Return what brings everything back after a mini-batch of n samples."""
-        return _UndoPoint(
+        return LevitPoint(
             trainer=self.trainer.undo_point(),
             memory=self.memory.undo_point(n),
             classes=len(self.mixture.classes),
@@ -276,7 +288,7 @@ class LEViT:
             novelty=self.novelty,
         )
 
-    def _undo(self, point: _UndoPoint) -> None:
+    def _undo(self, point: LevitPoint) -> None:
         self.trainer.undo(point.trainer)
         self.memory.undo(point.memory)
         del self.mixture.classes[point.classes :]

@@ -1,6 +1,6 @@
 """What may come in: samples of the declared shape and range, labels of an open set. Ours.
 
-Dimension key: B batch, C channels, H height, W width, D vector width.
+Dimension key: B batch, L labelled samples of it, C channels, H height, W width, D vector width.
 """
 
 from collections.abc import Sequence
@@ -63,6 +63,22 @@ def class_indexes(
     if len(kinds) > 1:
         raise ShapeError(f"expected one kind of label in a stream, got {' and '.join(kinds)}")
     return y_B, list(index)[len(known) :]
+
+
+def judged(right_L: Tensor, labelled_B: Tensor, right: Sequence[bool | None] | None) -> Tensor:
+    """Return whether each labelled sample was answered right, bool [L].
+
+    Args:
+        right_L: whether the learner answers them right now.
+        labelled_B: which samples have a label, bool [B].
+        right: of each of the B samples, whether an earlier answer was right, None where there was
+            none; None: there was none at all.
+    """
+    if right is None:
+        return right_L
+    given_L = torch.tensor([one is not None for one in right])[labelled_B.cpu()]
+    said_L = torch.tensor([bool(one) for one in right])[labelled_B.cpu()]
+    return torch.where(given_L.to(right_L.device), said_L.to(right_L.device), right_L)
 
 
 def _plain(labels: Tensor | Sequence[object]) -> list[Label]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from learner.config import LearnerConfig
 from learner.errors import StateError
 from learner.expert import Expert, hollow
-from learner.levit import Counts, LEViT
+from learner.levit import LEViT
+from learner.levit_parts import Counts
 from learner.mixture import Mixture
 from learner.report import Life, Losses
 from learner.scaler import Scaler

@@ -37,8 +37,8 @@ def export(
 ) -> None:
     """Write accepted samples in their order, with labels, and what was decided about them.
 
-    An .npz has x, y and entry per sample, and number, position, batch_id, skipped and reason per
-    entry; a .parquet has all of it per sample.
+    An .npz has x, y and entry per sample, and number, position, batch_id, kind, skipped and reason
+    per entry; a .parquet has all of it per sample.
     """
     from service import export as exporter
     from service.store.decisions import Decisions

@@ -3,7 +3,8 @@
 Two walks: the first finds out how large the arrays are and of what type, the second writes them.
 Samples go straight into the file, a few mini-batches at a time; beside them only labels and what
 is said once per entry is in memory. uint8 samples of a stream that also has float32 ones become
-float32 from 0 to 1, as the learner sees them.
+float32 from 0 to 1, as the learner sees them. A sample has the label it came with, or the first
+that was sent later, in time for the learner or not.
 Dimension key: N samples, B samples of an entry, E entries.
 """
 
@@ -18,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from service.engine.protocol import Array, Labels
+from service.engine.protocol import Array, Label, Labels
 from service.errors import IncompleteHistory, SettingsError
 from service.store.decisions import Decisions
 from service.store.directory import TEMPORARY
@@ -44,13 +45,18 @@ class Survey:
     """Whether labels are strings; else integers."""
     samples: int = 0
     entries: int = 0
+    late: dict[str, Label] = field(default_factory=dict)
+    """Labels that came later than their samples, by sample id."""
 
-    def add(self, entry: Entry) -> None:
-        """Take an entry into account."""
+    def add(self, entry: Entry, *, skipped: bool) -> None:
+        """Take an entry into account; labels that were set aside are none."""
         self.x = np.promote_types(self.x, entry.x.dtype)
         self.shape = entry.schema.shape
+        for sample_id, label in () if skipped else entry.given.items():
+            self.late.setdefault(sample_id, label)
+            self.strings |= isinstance(label, str)
         self.strings |= isinstance(entry.labels, list)
-        self.samples += entry.n
+        self.samples += len(entry.x)
         self.entries += 1
 
     def samples_of(self, entry: Entry) -> Array:
@@ -61,10 +67,16 @@ class Survey:
         return unit
 
     def labels_of(self, entry: Entry) -> Labels:
-        """Return the labels [B] of an entry; -1 or "" for none."""
-        if entry.labels is not None:
-            return entry.labels
-        return [""] * entry.n if self.strings else np.full(entry.n, -1, np.int64)
+        """Return the labels [B] of an entry's samples; -1 or "" for none."""
+        ids = (f"{entry.batch_id}:{i}" for i in range(len(entry.x)))
+        known = [entry.label(i) for i in range(len(entry.x))]
+        listed = [
+            self.late.get(sample_id) if label is None else label
+            for sample_id, label in zip(ids, known, strict=True)
+        ]
+        if self.strings:
+            return ["" if label is None else str(label) for label in listed]
+        return np.array([-1 if label is None else label for label in listed], np.int64)
 
 
 def check_out(out: Path, *, force: bool) -> None:
@@ -98,7 +110,7 @@ def export(out: Path, walk: Walk, decisions: Decisions) -> Survey:
     """
     survey = Survey()
     for entry in walk("look"):
-        survey.add(entry)
+        survey.add(entry, skipped=decisions.skips(entry.number) is not None)
     if not survey.entries:
         raise IncompleteHistory("there is nothing to export: the log has no such entry")
     temporary = out.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
@@ -114,23 +126,25 @@ def export(out: Path, walk: Walk, decisions: Decisions) -> Survey:
 
 
 def _write_npz(path: Path, entries: Iterator[Entry], survey: Survey, decisions: Decisions) -> None:
-    """Write arrays: x, y and entry [N]; number, position, batch_id, skipped and reason [E]."""
+    """Write arrays: x, y and entry [N]; number, position, batch_id, kind, skipped, reason [E]."""
     labels: list[Labels] = []
-    about: list[tuple[int, str, str, int, str | None]] = []
+    about: list[tuple[int, str, str, str, int, str | None]] = []
     with zipfile.ZipFile(path, "w") as archive:
         with _member(archive, "x", survey.x, (survey.samples, *survey.shape)) as file:
             for one in entries:
                 file.write(survey.samples_of(one).tobytes())
                 labels.append(survey.labels_of(one))
                 reason = decisions.skips(one.number)
-                about.append((one.number, one.position, one.batch_id, one.n, reason))
-        number, position, batch_id, n, reasons = zip(*about, strict=True)
+                samples = len(one.x)
+                about.append((one.number, one.position, one.batch_id, one.kind, samples, reason))
+        number, position, batch_id, kind, n, reasons = zip(*about, strict=True)
         columns = {
             "y": np.concatenate(labels),
             "entry": np.repeat(np.array(number, np.int64), n),
             "number": np.array(number, np.int64),
             "position": np.array(position),
             "batch_id": np.array(batch_id),
+            "kind": np.array(kind),
             "skipped": np.array([reason is not None for reason in reasons]),
             "reason": np.array([reason or "" for reason in reasons]),
         }
@@ -152,7 +166,7 @@ def _member(
 def _write_parquet(
     path: Path, entries: Iterator[Entry], survey: Survey, decisions: Decisions
 ) -> None:
-    """Write one row a sample: x, y, entry, position, batch_id, skipped, reason."""
+    """Write one row a sample: x, y, entry, position, batch_id, kind, skipped, reason."""
     import pyarrow
     from pyarrow import parquet
 
@@ -164,6 +178,7 @@ def _write_parquet(
             ("entry", pyarrow.int64()),
             ("position", pyarrow.string()),
             ("batch_id", pyarrow.string()),
+            ("kind", pyarrow.string()),
             ("skipped", pyarrow.bool_()),
             ("reason", pyarrow.string()),
         ],
@@ -175,11 +190,11 @@ def _write_parquet(
         x = pyarrow.array(survey.samples_of(one).reshape(-1))
         labels = survey.labels_of(one)
         listed = labels.tolist() if isinstance(labels, np.ndarray) else labels
-        once = (one.number, one.position, one.batch_id, reason is not None, reason)
+        once = (one.number, one.position, one.batch_id, one.kind, reason is not None, reason)
         columns = [
             pyarrow.FixedSizeListArray.from_arrays(x, width),
             [None if label in (-1, "") else label for label in listed],
-            *([value] * one.n for value in once),
+            *([value] * len(one.x) for value in once),
         ]
         arrays = [
             pyarrow.array(column, kind.type) if isinstance(column, list) else column

@@ -96,6 +96,10 @@ class InputSchema:
             raise ValueError(f"expected samples of {self}, got {found}")
         return x.reshape(len(x), *self.shape)
 
+    def no_samples(self) -> NDArray[np.uint8]:
+        """Return an array of no samples, [0, *shape]."""
+        return np.empty((0, *self.shape), np.uint8)
+
     @property
     def values(self) -> int:
         """Numbers in one sample."""

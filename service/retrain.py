@@ -29,7 +29,7 @@ from service.worker.checkpoints import (
     sequence,
 )
 from service.worker.environment import environment
-from service.worker.step import Progress, RecentBatches, advance, advanced
+from service.worker.step import Memory, Progress, advance, advanced
 
 FORMAT = 1
 
@@ -128,12 +128,13 @@ def replay(past: Past, entries: Iterable[Entry], engines: Engines) -> Replayed:
         Unavailable: Redis is away.
     """
     engine: Engine | None = None
-    progress, recent = Progress(), RecentBatches()
+    progress, memory = Progress(), Memory.fresh(past.settings)
     met: list[tuple[Kept, bool]] = []
     for entry in entries:
         if engine is None:
             engine = engines.create(past.settings, entry.schema)
-        progress = advanced(progress, entry, advance(engine, entry, past.decisions, recent))
+        step = advance(engine, memory.lesson(entry), past.decisions, memory)
+        progress = advanced(progress, entry, step)
         here = [one for one in past.kept if one.number == entry.number]
         if here:
             sha256 = digest(engine.dump())
@@ -143,7 +144,7 @@ def replay(past: Past, entries: Iterable[Entry], engines: Engines) -> Replayed:
     return Replayed(
         progress=progress,
         state=engine.dump(),
-        recent=recent.dump(),
+        recent=memory.recent.dump(),
         summary=engine.summary(),
         met=met,
     )

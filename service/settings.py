@@ -51,6 +51,8 @@ LEARNER = (
     "learning_rate",
     "patch",
     "max_experts",
+    "label_window",
+    "label_window_bytes",
 )
 """Settings that the learner's state rests on; fixed for the life of a state directory."""
 
@@ -174,6 +176,10 @@ class Settings(BaseSettings):
     """`paper`: patch side in pixels; unset: the divisor that gives nearest to 16 tokens."""
     max_experts: int = Field(default=32, ge=1)
     """Most experts; an expansion beyond is refused and counted."""
+    label_window: int = Field(default=10_000, ge=0)
+    """Entries for which a sample waits for a label that comes later; 0: no late labels."""
+    label_window_bytes: int = Field(default=64 * 2**20, ge=0)
+    """Bytes of entries with such samples above which the oldest wait no longer."""
 
     # The worker and the API
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto")

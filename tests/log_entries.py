@@ -1,7 +1,8 @@
 """A small seeded stream put into the log as the API would, and the digest of what was learned."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,10 +11,21 @@ from service.engine.protocol import Array, Label, Labels
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import entry
-from service.store.append import Appender, Receipt, Submission
+from service.store.append import Appender
 from service.store.fence import Fence
+from service.store.submission import Receipt, Submission
 
-__all__ = ["SCHEMA", "append_all", "batches", "claimed", "digest", "refused_batch", "submission"]
+__all__ = [
+    "SCHEMA",
+    "append_all",
+    "batches",
+    "claimed",
+    "digest",
+    "kept",
+    "late",
+    "refused_batch",
+    "submission",
+]
 
 SCHEMA = InputSchema.parse("image:8x8x1")
 
@@ -34,6 +46,28 @@ def submission(
         idempotency_key=key,
         digest=hashlib.sha256(payload if body is None else body.encode()).hexdigest(),
     )
+
+
+def late(given: Mapping[str, Label], *, key: str | None = None) -> Submission:
+    """Return what the API makes of labels for samples of earlier batches."""
+    payload = entry.encode_given(given)
+    kinds = {type(label) for label in given.values()}
+    return Submission(
+        schema=None,
+        labels_kind="string" if kinds == {str} else "int",
+        n=len(given),
+        distinct_labels=sorted(set(given.values()), key=str),
+        payload=payload,
+        kind="labels",
+        idempotency_key=key,
+        digest=hashlib.sha256(payload).hexdigest(),
+    )
+
+
+def kept(x: Array, answers: Labels | None, *, key: str | None = None) -> Submission:
+    """Return what the API makes of samples that were answered and are to be kept."""
+    plain = submission(x, key=key)
+    return replace(plain, kind="predicted", payload=entry.encode(x, answers), model_version=1)
 
 
 def batches(count: int, *, n: int = 4, seed: int = 0) -> list[Submission]:

@@ -14,11 +14,11 @@ from redis import Redis
 
 from service.engine.protocol import EntryRefused
 from service.settings import Settings
-from service.store.append import Submission
 from service.store.entry import decode_payload
 from service.store.link import connect
 from service.store.names import DEFAULT as names
 from service.store.server import bundled_binary
+from service.store.submission import Submission
 from tests.chaos.parts import Service, chaos_settings, counts, newest_checkpoint
 from tests.log_entries import SCHEMA, append_all, batches, digest
 from tests.system_packages import require

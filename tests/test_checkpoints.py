@@ -19,6 +19,7 @@ from service.store.snapshots import SnapshotReader, SnapshotWriter
 from service.worker import environment
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from service.worker.step import Progress
+from service.worker.waiting import Waiting
 from tests.log_entries import digest
 
 CONTENTS = {"a.bin": b"a" * 1000, "b.bin": b"b" * 10}
@@ -48,6 +49,7 @@ def write(checkpoints: Checkpoints, step: int, *, frozen: int = 1) -> StoredDire
         state=state(step, frozen=frozen),
         summary=asdict(Summary(step=step)),
         recent={},
+        waiting=Waiting(Settings()).dump(),
         canary={},
         health={},
         decisions=0,

@@ -14,10 +14,10 @@ from service.datafile import read_arrays
 from service.engine.protocol import Array
 from service.errors import IncompleteHistory, SettingsError
 from service.settings import Settings
-from service.store.append import Submission
 from service.store.decisions import Decision, Decisions
 from service.store.entry import Entry, decode_payload
 from service.store.history import History
+from service.store.submission import Submission
 from tests.conftest import MakeSettings
 from tests.log_entries import append_all, batches, submission
 from tests.test_history import archive

@@ -10,13 +10,13 @@ import pytest
 from service.errors import CorruptState, IncompleteHistory, Unavailable
 from service.settings import Settings
 from service.store import segments
-from service.store.append import Receipt
 from service.store.archive import Archive, archive_until
 from service.store.history import History
 from service.store.link import connect
 from service.store.names import DEFAULT as names
 from service.store.ranges import read_range
 from service.store.segment import Record
+from service.store.submission import Receipt
 from tests.conftest import MakeSettings
 from tests.log_entries import append_all, batches
 

@@ -155,7 +155,7 @@ async def test_a_released_batch_counts_as_accepted_and_as_backlog(
     await api.post(f"/quarantine/{batch_id}/retry", json={})
 
     assert server.get(names.accepted) == b"2"
-    assert "levit_stream_backlog 1.0" in (await api.get("/metrics")).text
+    assert 'levit_stream_backlog{stream="default"} 1.0' in (await api.get("/metrics")).text
 
 
 async def test_a_batch_is_released_once(api: httpx.AsyncClient, redis_server: str) -> None:

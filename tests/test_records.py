@@ -8,11 +8,12 @@ import redis
 
 from service.settings import Settings
 from service.store import records
-from service.store.append import Appender, Receipt
+from service.store.append import Appender
 from service.store.entry import BatchStatus, State
 from service.store.link import connect
 from service.store.names import DEFAULT as names
 from service.store.read import Log, Outcome
+from service.store.submission import Receipt
 from tests.log_entries import claimed, submission
 
 X = np.zeros((2, 8, 8, 1), np.uint8)

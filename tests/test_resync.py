@@ -12,7 +12,6 @@ from service.errors import CorruptState, Misused
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.store import directory
-from service.store.append import Submission
 from service.store.archive import Archive, Mark
 from service.store.entry import BatchStatus
 from service.store.fence import Fence
@@ -21,10 +20,12 @@ from service.store.names import DEFAULT as names
 from service.store.numbering import stream_facts
 from service.store.read import Log
 from service.store.resync import REASON, Loss, check_joined, settle, survey
+from service.store.submission import Submission
 from service.worker import loop
 from service.worker.checkpoints import Checkpoints
 from service.worker.learning import Learning
-from service.worker.step import Progress, RecentBatches
+from service.worker.recent import RecentBatches
+from service.worker.step import Progress
 from tests.conftest import MakeSettings
 from tests.log_entries import append_all, batches, claimed, digest
 from tests.toy_engine import ToyEngines

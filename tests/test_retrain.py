@@ -21,11 +21,11 @@ from service.errors import CorruptState, IncompleteHistory
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.store import directory, segments
-from service.store.append import Receipt
 from service.store.decisions import Decision, Decisions
 from service.store.history import History
 from service.store.link import connect
 from service.store.names import DEFAULT as names
+from service.store.submission import Receipt
 from service.worker import loop
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from service.worker.loop import Pace
@@ -156,7 +156,7 @@ def test_replay_that_ignores_the_decisions_ends_elsewhere(
 def test_replay_that_learns_repeats_ends_elsewhere(
     lived: tuple[Settings, Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.worker.step.RecentBatches.step_of", lambda *_: None)
+    monkeypatch.setattr("service.worker.recent.RecentBatches.step_of", lambda *_: None)
 
     assert not replayed(lived[0]).met[-1][1]
 

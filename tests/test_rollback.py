@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry
 from service.engine.protocol import Array
 from service.metrics import WorkerMetrics
 from service.settings import Settings
-from service.store.append import Submission
 from service.store.aside import GONE
 from service.store.decisions import Decision, Decisions
 from service.store.link import connect
 from service.store.names import DEFAULT as names
+from service.store.submission import Submission
 from service.worker import loop
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from service.worker.health import Health

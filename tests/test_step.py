@@ -8,8 +8,9 @@ import pytest
 from service.settings import Settings
 from service.store.decisions import Decision, Decisions
 from service.store.entry import Entry
-from service.worker import step as step_module
-from service.worker.step import Progress, RecentBatches, advance, advanced
+from service.worker import recent as recent_module
+from service.worker.recent import RecentBatches
+from service.worker.step import Memory, Progress, Step, advance, advanced
 from tests.log_entries import SCHEMA
 from tests.toy_engine import ToyEngine, ToyEngines
 
@@ -30,19 +31,27 @@ def entry(number: int, *, batch: int | None = None, refused: bool = False) -> En
     )
 
 
+def taken(
+    engine: ToyEngine, one: Entry, decisions: Decisions, memory: Memory | None = None
+) -> Step:
+    memory = memory or Memory.fresh(Settings())
+    return advance(engine, memory.lesson(one), decisions, memory)
+
+
 @pytest.fixture
 def engine() -> ToyEngine:
     return ToyEngines().create(Settings(), SCHEMA)
 
 
 def test_every_entry_is_learned_set_aside_or_recognised(engine: ToyEngine, state_dir: Path) -> None:
-    decisions, recent, progress = Decisions(state_dir), RecentBatches(), Progress()
+    decisions, memory = Decisions(state_dir), Memory.fresh(Settings())
+    progress = Progress()
     decisions.add(Decision(kind="skip", after=2, until=3, reason="poison"))
     stream = [entry(1), entry(2, refused=True), entry(3), entry(4, batch=1), entry(5)]
 
     states, reasons = [], []
     for one in stream:
-        step = advance(engine, one, decisions, recent)
+        step = taken(engine, one, decisions, memory)
         progress = advanced(progress, one, step)
         states.append(step.state)
         reasons.append(step.reason)
@@ -56,12 +65,10 @@ def test_every_entry_is_learned_set_aside_or_recognised(engine: ToyEngine, state
 def test_a_batch_that_was_set_aside_is_learned_when_it_comes_again(
     engine: ToyEngine, state_dir: Path
 ) -> None:
-    decisions, recent = Decisions(state_dir), RecentBatches()
+    decisions, memory = Decisions(state_dir), Memory.fresh(Settings())
     decisions.add(Decision(kind="skip", after=0, until=1, reason="poison"))
 
-    states = [
-        advance(engine, one, decisions, recent).state for one in (entry(1), entry(2, batch=1))
-    ]
+    states = [taken(engine, one, decisions, memory).state for one in (entry(1), entry(2, batch=1))]
 
     assert states == ["quarantined", "learned"]
 
@@ -72,7 +79,7 @@ def test_a_decision_to_grow_takes_effect_right_after_its_entry(
     decisions = Decisions(state_dir)
     decisions.add(Decision(kind="expand", after=1, until=1, reason="drift"))
 
-    step = advance(engine, entry(1), decisions, RecentBatches())
+    step = taken(engine, entry(1), decisions)
 
     assert step.report is not None
     assert step.report.expanded
@@ -86,19 +93,17 @@ def test_it_grows_after_an_entry_that_is_set_aside_as_well(
     decisions.add(Decision(kind="skip", after=0, until=1, reason="contradicts"))
     decisions.add(Decision(kind="expand", after=1, until=1, reason="drift"))
 
-    assert advance(engine, entry(1), decisions, RecentBatches()).state == "quarantined"
+    assert taken(engine, entry(1), decisions).state == "quarantined"
     assert len(engine.frozen) == 1
 
 
 def test_a_batch_that_was_learned_is_not_set_aside_when_it_comes_again(
     engine: ToyEngine, state_dir: Path
 ) -> None:
-    decisions, recent = Decisions(state_dir), RecentBatches()
+    decisions, memory = Decisions(state_dir), Memory.fresh(Settings())
     decisions.add(Decision(kind="skip", after=1, until=2, reason="rolled_back"))
 
-    states = [
-        advance(engine, one, decisions, recent).state for one in (entry(1), entry(2, batch=1))
-    ]
+    states = [taken(engine, one, decisions, memory).state for one in (entry(1), entry(2, batch=1))]
 
     assert states == ["learned", "repeated"]
 
@@ -115,7 +120,7 @@ def test_recent_batches_come_back_from_their_arrays() -> None:
 
 
 def test_the_oldest_of_too_many_batches_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module, "RECENT", 2)
+    monkeypatch.setattr(recent_module, "RECENT", 2)
     recent = RecentBatches()
     for number in range(3):
         recent.add(f"{number:032x}", number)

@@ -14,21 +14,23 @@ from service.engine.protocol import Labels
 from service.errors import Conflict, CorruptState, Misused, ServiceError, Unavailable, Unprocessable
 from service.inputs import InputSchema
 from service.settings import Settings
-from service.store import admission, append, entry
+from service.store import admission, entry
 from service.store.append import Appender
 from service.store.aside import SetAside
-from service.store.entry import BatchStatus, Entry
+from service.store.entry import BatchStatus, Entry, Header
 from service.store.link import connect
 from service.store.names import DEFAULT as names
 from service.store.read import Log, Outcome
 from service.store.replay import ReplayStore
 from service.store.stream_ids import START
 from service.store.stream_schema import StreamSchema
+from service.store.submission import Submission
 from tests.log_entries import SCHEMA, claimed, submission
 
 X = np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8, 1)
 Y = np.array([0, 1])
 LARGE = np.zeros((8000, 8, 8, 1), np.uint8)
+HEADER = Header(batch_id="b", schema=SCHEMA, n=2)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def server(either_server: str) -> redis.Redis:
     return connect(either_server)
 
 
-async def refusal(appender: Appender, refused: append.Submission) -> ServiceError:
+async def refusal(appender: Appender, refused: Submission) -> ServiceError:
     with pytest.raises(ServiceError) as raised:
         await appender.append(refused)
     return raised.value
@@ -76,13 +78,7 @@ async def test_an_entry_comes_back_as_it_was_sent(
 
 
 def test_grey_images_without_a_channel_axis_get_one() -> None:
-    fields = entry.to_fields(
-        batch_id="b",
-        schema=SCHEMA,
-        n=2,
-        payload=entry.encode(X[..., 0], None),
-        idempotency_key=None,
-    )
+    fields = HEADER.to_fields(entry.encode(X[..., 0], None))
 
     found = Entry.from_fields(1, "1-0", {k.encode(): _bytes(v) for k, v in fields.items()})
 
@@ -92,9 +88,7 @@ def test_grey_images_without_a_channel_axis_get_one() -> None:
 @pytest.mark.parametrize("index", [8, 100, -1], ids=["header", "middle", "last byte"])
 def test_a_flipped_byte_of_a_payload_is_detected(index: int) -> None:
     payload = entry.encode(X, Y)
-    fields = entry.to_fields(
-        batch_id="b", schema=SCHEMA, n=2, payload=payload, idempotency_key=None
-    )
+    fields = HEADER.to_fields(payload)
     damaged = bytearray(payload)
     damaged[index] ^= 1
     raw = {k.encode(): _bytes(v) for k, v in fields.items()} | {b"payload": bytes(damaged)}
@@ -104,9 +98,7 @@ def test_a_flipped_byte_of_a_payload_is_detected(index: int) -> None:
 
 
 def test_an_entry_of_a_later_version_is_not_guessed_at() -> None:
-    fields = entry.to_fields(
-        batch_id="b", schema=SCHEMA, n=2, payload=entry.encode(X, Y), idempotency_key=None
-    )
+    fields = HEADER.to_fields(entry.encode(X, Y))
     raw = {k.encode(): _bytes(v) for k, v in fields.items()} | {b"version": b"2"}
 
     with pytest.raises(CorruptState, match="version 2"):

@@ -10,7 +10,7 @@ Dimension key: B batch, D values of a sample, K classes, M members.
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -75,15 +75,31 @@ class ToyEngine:
     memory: list[tuple[MemberId, Array, Label | None]] = field(default_factory=list)
 
     def observe(self, entry_number: int, x: Array, labels: Labels | None) -> ObserveReport:
+        listed = known(labels, len(x))
+        report = self._take(entry_number, x, listed, [None] * len(x))
+        self.samples += len(x)
+        expanded = self.chain[0] % EXPANSION_ODDS == 0 and self.expand()
+        return replace(report, expanded=expanded, added=[] if expanded else report.added)
+
+    def label(
+        self, entry_number: int, x: Array, labels: Labels, right: Sequence[bool | None]
+    ) -> ObserveReport:
+        return self._take(entry_number, x, known(labels, len(x)), right)
+
+    def _take(
+        self,
+        entry_number: int,
+        x: Array,
+        listed: Sequence[Label | None],
+        right: Sequence[bool | None],
+    ) -> ObserveReport:
         if x.flat[0] == (255 if x.dtype == np.uint8 else 1.0):
             raise EntryRefused("loss is not finite: nan")
         time.sleep(self.step_s)
-        listed = known(labels, len(x))
-        expert = len(self.frozen)
         guesses = [self._guess(sample) for sample in scaled(x)]
         correct = sum(
-            guess == label
-            for guess, label in zip(guesses, listed, strict=True)
+            guess == label if said is None else said
+            for guess, label, said in zip(guesses, listed, right, strict=True)
             if label is not None
         )
         self._learn(x, listed)
@@ -96,19 +112,17 @@ class ToyEngine:
             self.chain + str((entry_number, listed)).encode() + x.tobytes()
         ).digest()
         self.step += 1
-        self.samples += len(x)
         self.labelled += sum(label is not None for label in listed)
         self.correct += correct
-        expanded = self.chain[0] % EXPANSION_ODDS == 0 and self.expand()
         return ObserveReport(
             step=self.step,
-            expert=expert,
+            expert=len(self.frozen),
             labelled=sum(label is not None for label in listed),
             correct=correct,
             novelty=None,
-            expanded=expanded,
+            expanded=False,
             loss={"cross_entropy": 0.0, "negative_elbo": 0.0},
-            added=[] if expanded else list(range(max(0, len(x) - CAPACITY), len(x))),
+            added=list(range(max(0, len(x) - CAPACITY), len(x))),
         )
 
     def expand(self) -> bool:

@@ -19,7 +19,7 @@ from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import records
 from service.store.entry import Entry
-from service.worker import loop, process, step
+from service.worker import loop, process, recent
 from tests.toy_engine import ToyEngine, ToyEngines
 
 EXIT_CODES = {SettingsError: 2, CorruptState: 65, StateDirectoryBusy: 75}
@@ -82,7 +82,7 @@ class RemembersFew(ToyEngines):
 
     def __init__(self, step_s: float) -> None:
         super().__init__(step_s)
-        records.SHARE, step.RECENT = 0.01, 1000
+        records.SHARE, recent.RECENT = 0.01, 1000
 
 
 FLAWS = {

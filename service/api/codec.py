@@ -33,9 +33,9 @@ from service.api.tensor_body import read_tensors
 from service.engine.protocol import Array, Label, Labels
 from service.inputs import InputSchema
 from service.settings import Settings
-from service.store.append import Submission
 from service.store.entry import encode
 from service.store.stream_schema import StreamSchema
+from service.store.submission import Submission
 
 _SMALL_BYTES = 16 * 2**10
 """Bodies up to this size are decoded on the event loop: it takes less than a millisecond."""

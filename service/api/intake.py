@@ -15,8 +15,9 @@ from service.api.principal import note_batch, principal_of
 from service.api.schemas import Accepted
 from service.errors import BadRequest, ServiceError
 from service.metrics import RequestMetrics
-from service.store.append import Appender, Receipt, Submission
+from service.store.append import Appender
 from service.store.stream_schema import StreamSchema
+from service.store.submission import Receipt, Submission
 
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
 

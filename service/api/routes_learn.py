@@ -9,8 +9,8 @@ from service.api.codec import Codec
 from service.api.schemas import Accepted, BatchState, problems
 from service.api.streams import StreamOf
 from service.errors import NotFound
-from service.store.append import Submission
 from service.store.stream_schema import StreamSchema
+from service.store.submission import Submission
 
 
 def learn_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:

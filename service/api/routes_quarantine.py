@@ -20,7 +20,7 @@ from service.api.schemas_admin import (
 from service.api.streams import StreamOf
 from service.engine.protocol import Label
 from service.store.aside import SetAside
-from service.store.entry import decode_payload
+from service.store.entry import decode_given, decode_payload
 from service.store.quarantine import Quarantined
 
 MOST_LISTED = 100
@@ -48,8 +48,9 @@ def quarantine_routes(stream_of: StreamOf) -> APIRouter:
         """Show a batch that was set aside: its reason, what its samples are, their labels."""
         check_batch_id(batch_id)
         one = await (await stream_of(request)).quarantine.find(batch_id)
-        return QuarantinedDetails(
-            **asdict(Quarantined.of(one)), input=str(one.fields["input"]), labels=_labels(one)
+        shown = {name: one.fields[name] for name in ("kind", "input")}
+        return QuarantinedDetails.model_validate(
+            {**asdict(Quarantined.of(one)), **shown, "labels": _labels(one)}
         )
 
     @router.post(
@@ -82,7 +83,11 @@ def quarantine_routes(stream_of: StreamOf) -> APIRouter:
 
 
 def _labels(one: SetAside) -> list[Label | None] | None:
-    """Return the labels of a batch, one a sample."""
+    """Return the labels of a batch, one a sample; of late labels those, in their order."""
+    if one.fields["kind"] == "labels":
+        return list(decode_given(one.payload).values())
+    if one.fields["kind"] == "predicted":
+        return None
     _, labels = decode_payload(one.payload)
     if labels is None:
         return None

@@ -39,10 +39,12 @@ class QuarantinePage(BaseModel):
 class QuarantinedDetails(QuarantinedBatch):
     """The answer of GET /quarantine/{batch_id}."""
 
+    kind: Literal["observed", "predicted", "labels"]
+    """What the entry is: samples to learn, samples that were answered, or late labels."""
     input: str
     """What its samples are."""
     labels: list[Label | None] | None
-    """One a sample; null where no sample has one."""
+    """One a sample, or the late ones; null where no sample has one."""
 
 
 class CheckpointRow(BaseModel):

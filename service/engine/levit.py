@@ -4,6 +4,8 @@ With its neighbours in this folder the only file of the service that knows torch
 Dimension key: B batch, M replay members.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -93,16 +95,18 @@ class LevitEngine:
             report = self._levit.observe(self._samples(x), y, entry_number=entry_number)
         except learner.LearnerError as error:
             raise EntryRefused(str(error)) from error
-        return ObserveReport(
-            step=report.step,
-            expert=report.expert,
-            labelled=report.labelled,
-            correct=report.correct,
-            novelty=report.novelty,
-            expanded=report.expanded,
-            loss=summaries.losses(self._levit),
-            added=report.added,
-        )
+        return self._report(report)
+
+    def label(
+        self, entry_number: int, x: Array, labels: Labels, right: Sequence[bool | None]
+    ) -> ObserveReport:
+        """Learn the labels of samples that were observed before; see the protocol."""
+        y = torch.from_numpy(labels) if isinstance(labels, np.ndarray) else labels
+        try:
+            report = self._levit.label(self._samples(x), y, right, entry_number=entry_number)
+        except learner.LearnerError as error:
+            raise EntryRefused(str(error)) from error
+        return self._report(report)
 
     def expand(self) -> bool:
         """Grow by one expert now; return whether it could."""
@@ -139,6 +143,18 @@ class LevitEngine:
     def summary(self) -> Summary:
         """Return what can be watched."""
         return summaries.summary(self._levit)
+
+    def _report(self, report: learner.ObserveReport) -> ObserveReport:
+        return ObserveReport(
+            step=report.step,
+            expert=report.expert,
+            labelled=report.labelled,
+            correct=report.correct,
+            novelty=report.novelty,
+            expanded=report.expanded,
+            loss=summaries.losses(self._levit),
+            added=report.added,
+        )
 
     def _samples(self, x: Array) -> Tensor:
         return arrays.samples(x, self._levit.config.input_shape)

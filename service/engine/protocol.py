@@ -161,6 +161,27 @@ class Engine(Protocol):
         """
         ...
 
+    def label(
+        self, entry_number: int, x: Array, labels: Labels, right: Sequence[bool | None]
+    ) -> ObserveReport:
+        """Learn the labels of samples that were observed before without; wholly or not at all.
+
+        They are no arrivals: no evidence for an expansion, no density and no budget counts them
+        again.
+
+        Args:
+            entry_number: ordinal of the entry that brings the labels; with it and their indexes
+                here the samples are named in the replay memory.
+            x: the samples, as `observe` takes them.
+            labels: one per sample.
+            right: whether each was answered right when a client asked; None: the learner answers
+                now, before it learns.
+
+        Raises:
+            EntryRefused: the loss or a gradient was not finite; the state is unchanged.
+        """
+        ...
+
     def expand(self) -> bool:
         """Grow by one expert now; return whether it could."""
         ...

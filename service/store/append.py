@@ -10,71 +10,25 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import WatchError
 
-from service.engine.protocol import Label
 from service.errors import Conflict, Unprocessable
 from service.inputs import InputSchema
-from service.scopes import ANONYMOUS_ID
 from service.settings import Settings
-from service.store import entry
 from service.store.admission import Admission, Facts
-from service.store.entry import BatchStatus, State
+from service.store.entry import BatchStatus, Header
 from service.store.link import connect_async, redis_answers, transaction
 from service.store.names import RECORD_LIFETIME_S, Names
 from service.store.positions import Positions
-from service.store.stream_schema import LabelKind, StreamSchema, check_declared
+from service.store.stream_schema import StreamSchema, check_declared
+from service.store.submission import Receipt, Submission
 
 ATTEMPTS = 5
 """How often a transaction that lost a race is tried before the client is told to retry."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """A validated mini-batch on its way into the log."""
-
-    schema: InputSchema
-    labels_kind: LabelKind | None
-    """None when no sample has a label."""
-    n: int
-    distinct_labels: Sequence[Label]
-    payload: bytes
-    """As `entry.encode` makes it."""
-    idempotency_key: str | None
-    digest: str
-    """SHA-256 of the request body, hexadecimal."""
-    key_id: str = ANONYMOUS_ID
-    """Id of the key that sent it."""
-
-    @property
-    def client_key(self) -> str | None:
-        """Its Idempotency-Key as the service knows it."""
-        return entry.client_key(self.key_id, self.idempotency_key)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """What a 202 says."""
-
-    batch_id: str
-    n: int
-    position: str | None
-    """Id in the stream; None when a replay came before it was written down."""
-    backlog: int
-    """Entries accepted and not yet in a checkpoint, this one included."""
-    idempotent: bool
-    """Whether an Idempotency-Key came with it, so that a retry cannot train twice."""
-    replayed: bool
-    """Whether this batch had been accepted before."""
-    state: State
-    """`queued`, or what became of a replayed batch meanwhile."""
-    durability: str
-    """`appendfsync` of the server: `always`, `everysec` or `no`."""
 
 
 class Appender:
@@ -94,7 +48,8 @@ class Appender:
 
         Raises:
             Unprocessable: `schema_mismatch`, `label_kind_mismatch`, `unknown_label`,
-                `too_many_classes`, `idempotency_key_reused`; nothing was stored.
+                `too_many_classes`, `idempotency_key_reused`, `nothing_to_label`; nothing was
+                stored.
             Unavailable: `backlog_full`, `disk_full`; `redis_unavailable`, the outcome is unknown.
             Conflict: `conflict`, lost a race five times; nothing was stored.
         """
@@ -179,16 +134,16 @@ class Appender:
             labels = await self._new_labels(pipe, submission)
             self._admission.check_room(facts, backlog, len(submission.payload))
             pipe.multi()
-            _queue(self._names, pipe, submission, batch_id)
-            if settled != schema:
-                pipe.set(self._names.schema, settled)
+            _queue(self._names, pipe, submission, batch_id, settled.input)
+            if (record := settled.to_record().encode()) != schema:
+                pipe.set(self._names.schema, record)
             if labels:
                 pipe.sadd(self._names.classes, *labels)
             number, position, consumed, *_ = await pipe.execute()
         self._known_labels |= labels
         if key is not None:
-            record = _idempotency_record(submission, position.decode())
-            self._positions.note(self._names.idempotency(key), record)
+            told = _idempotency_record(submission, position.decode())
+            self._positions.note(self._names.idempotency(key), told)
         return Receipt(
             batch_id=batch_id,
             n=submission.n,
@@ -200,10 +155,14 @@ class Appender:
             durability=facts.server.durability,
         )
 
-    def _settled(self, record: bytes | None, submission: Submission) -> bytes:
-        """Return the record of the schema once the batch is part of the stream."""
-        stored = self._schema_from(record) or StreamSchema(submission.schema, None)
-        return stored.with_batch(submission.schema, submission.labels_kind).to_record().encode()
+    def _settled(self, record: bytes | None, submission: Submission) -> StreamSchema:
+        """Return what is settled once the batch is part of the stream."""
+        stored = self._schema_from(record)
+        found = submission.schema or (None if stored is None else stored.input)
+        if found is None:
+            raise Unprocessable("nothing_to_label", "expected samples before labels, got none yet")
+        stored = stored or StreamSchema(found, None)
+        return stored.with_batch(found, submission.labels_kind)
 
     async def _new_labels(self, pipe: Pipeline, submission: Submission) -> set[str]:
         """Return the labels the stream has not seen, watching the set of those it has."""
@@ -271,16 +230,20 @@ def _replayed(
     )
 
 
-def _queue(names: Names, pipe: Pipeline, submission: Submission, batch_id: str) -> None:
+def _queue(
+    names: Names, pipe: Pipeline, submission: Submission, batch_id: str, schema: InputSchema
+) -> None:
     """Queue the commands that every accepted batch takes."""
-    fields: dict[Any, Any] = entry.to_fields(
+    header = Header(
         batch_id=batch_id,
-        schema=submission.schema,
+        schema=schema,
         n=submission.n,
-        payload=submission.payload,
-        idempotency_key=submission.idempotency_key,
+        kind=submission.kind,
         key_id=submission.key_id,
+        idempotency_key=submission.idempotency_key,
+        model_version=submission.model_version,
     )
+    fields: dict[Any, Any] = header.to_fields(submission.payload)
     pipe.incr(names.accepted)
     pipe.xadd(names.log, fields)
     pipe.hget(names.progress, "consumed")

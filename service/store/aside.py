@@ -13,7 +13,6 @@ from typing import Any, Self
 from redis.client import Pipeline
 
 from service.errors import CorruptState
-from service.store import entry
 from service.store.entry import BatchStatus, Entry
 from service.store.names import Names
 
@@ -37,14 +36,7 @@ class SetAside:
     @classmethod
     def of(cls, one: Entry, reason: str) -> Self:
         """Return the record of an entry that is set aside now."""
-        fields = entry.to_fields(
-            batch_id=one.batch_id,
-            schema=one.schema,
-            n=one.n,
-            payload=one.payload,
-            idempotency_key=one.idempotency_key,
-            key_id=one.key_id,
-        )
+        fields = one.to_fields(one.payload)
         plain = {name: value for name, value in fields.items() if not isinstance(value, bytes)}
         return cls(
             position=one.position,

@@ -1,17 +1,21 @@
-"""One entry of the ingest log: a mini-batch as it was accepted, with the hash of its bytes.
+"""One entry of the ingest log as it was accepted, with the hash of its bytes.
 
-The payload is a safetensors file {x, y?}; string labels travel in its metadata as `labels`, a
-JSON list. A client's valid safetensors body is stored as it came, so that the bytes that were
-hashed on arrival are the bytes that are learned. Redis checks nothing (a flipped byte in its
-append-only file loads silently), therefore the hash is checked before anything is trained.
+    observed    samples, each with its label or without; a safetensors file {x, y?}, string labels
+                in its metadata as `labels`, a JSON list
+    predicted   samples and, in place of labels, the answers that their client was given
+    labels      labels for samples of earlier entries; JSON {"<batch_id>:<index>": label}
+
+A client's valid safetensors body is stored as it came, so that the bytes that were hashed on
+arrival are the bytes that are learned. Redis checks nothing (a flipped byte in its append-only
+file loads silently), therefore the hash is checked before anything is trained.
 Dimension key: B batch.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,7 +26,7 @@ from service.errors import CorruptState
 from service.inputs import InputSchema
 from service.scopes import ANONYMOUS_ID
 
-KIND = "observed"
+Kind = Literal["observed", "predicted", "labels"]
 VERSION = "1"
 
 
@@ -69,48 +73,86 @@ def client_key(key_id: str, idempotency_key: str | None) -> str | None:
     return None if idempotency_key is None else f"{key_id}:{idempotency_key}"
 
 
-def to_fields(
-    *,
-    batch_id: str,
-    schema: InputSchema,
-    n: int,
-    payload: bytes,
-    idempotency_key: str | None,
-    key_id: str = ANONYMOUS_ID,
-) -> dict[str, str | int | bytes]:
-    """Return the fields that XADD writes for one accepted mini-batch."""
-    fields: dict[str, str | int | bytes] = {
-        "batch_id": batch_id,
-        "key_id": key_id,
-        "kind": KIND,
-        "version": VERSION,
-        "input": str(schema),
-        "n": n,
-        "sha256": hashlib.sha256(payload).hexdigest(),
-        "payload": payload,
-    }
-    if idempotency_key is not None:
-        fields["idempotency_key"] = idempotency_key
-    return fields
+def encode_given(given: Mapping[str, Label]) -> bytes:
+    """Return the payload that holds labels by sample id, in their order."""
+    return json.dumps(dict(given), ensure_ascii=False).encode()
+
+
+def decode_given(payload: bytes) -> dict[str, Label]:
+    """Return what `encode_given` took.
+
+    Raises:
+        CorruptState: the bytes are no JSON object.
+    """
+    try:
+        return dict(json.loads(payload))
+    except (ValueError, TypeError) as error:
+        raise CorruptState(f"a payload is no JSON object of labels: {error}") from None
+
+
+def plain_label(labels: Labels | None, index: int) -> Label | None:
+    """Return the label of one sample, or None where it has none."""
+    label = None if labels is None else labels[index]
+    if label is None or isinstance(label, str):
+        return label or None
+    return None if label < 0 else int(label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One mini-batch, read back from the log and found unharmed."""
+class Header:
+    """What an entry says beside its payload."""
+
+    batch_id: str
+    schema: InputSchema
+    """What a sample of the stream is."""
+    n: int
+    """Samples, or labels."""
+    kind: Kind = "observed"
+    key_id: str = ANONYMOUS_ID
+    """Of the key that wrote it."""
+    idempotency_key: str | None = None
+    model_version: int | None = None
+    """Of the snapshot that answered; None unless `predicted`."""
+
+    @property
+    def client_key(self) -> str | None:
+        """Its Idempotency-Key as the service knows it."""
+        return client_key(self.key_id, self.idempotency_key)
+
+    def to_fields(self, payload: bytes) -> dict[str, str | int | bytes]:
+        """Return the fields that XADD writes for this entry."""
+        fields: dict[str, str | int | bytes] = {
+            "batch_id": self.batch_id,
+            "kind": self.kind,
+            "version": VERSION,
+            "key_id": self.key_id,
+            "input": str(self.schema),
+            "n": self.n,
+            "sha256": hashlib.sha256(payload).hexdigest(),
+            "payload": payload,
+        }
+        if self.idempotency_key is not None:
+            fields["idempotency_key"] = self.idempotency_key
+        if self.model_version is not None:
+            fields["model_version"] = self.model_version
+        return fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry(Header):
+    """One entry, read back from the log and found unharmed."""
 
     number: int
     """Ordinal in its stream, counted from 1, quarantined ones included."""
     position: str
     """Its id in the Redis stream."""
-    batch_id: str
-    key_id: str
-    """Id of the key that wrote it."""
-    idempotency_key: str | None
-    schema: InputSchema
-    n: int
     x: Array
-    """Samples [B, *schema.shape]."""
+    """Samples [B, *schema.shape]; B is 0 where the entry has labels only."""
     labels: Labels | None
+    answers: Labels | None = None
+    """What was answered, one a sample; None unless `predicted`."""
+    given: Mapping[str, Label] = field(default_factory=dict)
+    """Labels by sample id; empty unless `labels`."""
     payload: bytes
     """The bytes as they lie in the log; kept when the entry is quarantined."""
 
@@ -123,50 +165,72 @@ class Entry:
                 the one that was hashed.
         """
         try:
-            kind, version = fields[b"kind"].decode(), fields[b"version"].decode()
+            header, version = _header(fields), fields[b"version"].decode()
             payload, expected = fields[b"payload"], fields[b"sha256"].decode()
-            batch_id, n = fields[b"batch_id"].decode(), int(fields[b"n"])
-            schema = InputSchema.parse(fields[b"input"].decode())
         except (KeyError, ValueError) as error:
             raise CorruptState(f"entry {position} lacks or garbles a field: {error}") from None
-        if (kind, version) != (KIND, VERSION):
-            raise CorruptState(f"entry {position} is {kind} version {version}, not {KIND} 1")
+        kind = header["kind"]
+        if kind not in get_args(Kind) or version != VERSION:
+            raise CorruptState(
+                f"entry {position} is {kind} version {version}, "
+                f"not {', '.join(get_args(Kind))} version {VERSION}"
+            )
         actual = hashlib.sha256(payload).hexdigest()
         if actual != expected:
             raise CorruptState(f"entry {position} has sha256 {actual}, expected {expected}")
-        x, labels = decode_payload(payload)
         try:
-            x = schema.canonical(x)
+            content = _content(kind, header["schema"], payload)
         except ValueError as error:
             raise CorruptState(f"entry {position} does not fit its schema: {error}") from None
-        key = fields.get(b"idempotency_key")
-        return cls(
-            number=number,
-            position=position,
-            batch_id=batch_id,
-            key_id=fields.get(b"key_id", ANONYMOUS_ID.encode()).decode(),
-            idempotency_key=None if key is None else key.decode(),
-            schema=schema,
-            n=n,
-            x=x,
-            labels=labels,
-            payload=payload,
-        )
-
-    @property
-    def client_key(self) -> str | None:
-        """Its Idempotency-Key as the service knows it."""
-        return client_key(self.key_id, self.idempotency_key)
+        return cls(number=number, position=position, payload=payload, **header, **content)
 
     def label(self, index: int) -> Label | None:
         """Return the label of one sample, or None where it has none."""
-        label = None if self.labels is None else self.labels[index]
-        if label is None or isinstance(label, str):
-            return label or None
-        return None if label < 0 else int(label)
+        return plain_label(self.labels, index)
+
+
+def _header(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Return the fields of a `Header`.
+
+    Raises:
+        KeyError, ValueError: one is missing or garbled.
+    """
+    key, version = fields.get(b"idempotency_key"), fields.get(b"model_version")
+    return {
+        "batch_id": fields[b"batch_id"].decode(),
+        "kind": fields[b"kind"].decode(),
+        "key_id": fields.get(b"key_id", ANONYMOUS_ID.encode()).decode(),
+        "schema": InputSchema.parse(fields[b"input"].decode()),
+        "n": int(fields[b"n"]),
+        "idempotency_key": None if key is None else key.decode(),
+        "model_version": None if version is None else int(version),
+    }
+
+
+def _content(kind: Kind, schema: InputSchema, payload: bytes) -> dict[str, Any]:
+    """Return what the payload of an entry of a kind holds.
+
+    Raises:
+        CorruptState: it cannot be read.
+        ValueError: its samples are not of the schema.
+    """
+    if kind == "labels":
+        return {"x": schema.no_samples(), "labels": None, "given": decode_given(payload)}
+    x, labels = decode_payload(payload)
+    x = schema.canonical(x)
+    if kind == "predicted":
+        return {"x": x, "labels": None, "answers": labels}
+    return {"x": x, "labels": labels}
 
 
 State = Literal["queued", "learned", "quarantined"]
+LabelOutcome = Literal["joined", "late", "unknown", "doubled"]
+"""What became of one late label: its sample was learned with it; the sample is further back than
+the window; there is no such sample; the sample had a label already."""
+LETTERS: Mapping[LabelOutcome, str] = {"joined": "j", "late": "l", "unknown": "u", "doubled": "d"}
+"""How a record spells the outcomes."""
+MOST_RESULTS = 1000
+"""Late labels of one entry whose outcomes are told one by one; a record is a letter longer each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +247,10 @@ class BatchStatus:
     """Id of the expert that was active; None unless learned."""
     reason: str | None = None
     """Why it was set aside; None unless quarantined."""
+    labels: Mapping[str, int] | None = None
+    """How many of its labels had which outcome; None unless labels were handed in later."""
+    results: str | None = None
+    """The outcome of the first of them in their order, a letter each; see `LETTERS`."""
 
     def to_record(self) -> str:
         """Return the JSON that lies under `names.batch(batch_id)`."""

@@ -1,13 +1,15 @@
 """What became of entries and has not been told yet."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 
 from service.store.aside import SetAside
-from service.store.entry import BatchStatus, Entry
+from service.store.entry import LETTERS, MOST_RESULTS, BatchStatus, Entry, LabelOutcome
 from service.store.read import Outcome
-from service.worker.step import RecentBatches, Step
+from service.worker.recent import RecentBatches
+from service.worker.step import Step
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -22,8 +24,10 @@ class Books:
     def enter(self, entry: Entry, step: Step, recent: RecentBatches) -> None:
         """Note what became of an entry."""
         facts: dict[str, Any] = {"state": "quarantined", "reason": step.reason}
-        if step.report is not None:
-            facts = {"state": "learned", "step": step.report.step, "expert": step.report.expert}
+        if step.state == "learned":
+            facts = {"state": "learned", **_labels(step.results)}
+            if step.report is not None:
+                facts |= {"step": step.report.step, "expert": step.report.expert}
         elif step.state == "repeated":
             facts = {"state": "learned", "step": recent.step_of(entry.batch_id)}
         else:
@@ -32,3 +36,12 @@ class Books:
         status = BatchStatus(batch_id=entry.batch_id, n=entry.n, position=entry.position, **facts)
         key = entry.client_key
         self.outcomes.append(Outcome(number=entry.number, status=status, idempotency_key=key))
+
+
+def _labels(results: Sequence[LabelOutcome]) -> dict[str, Any]:
+    """Return what a record says of late labels; nothing where there were none."""
+    if not results:
+        return {}
+    tally: dict[LabelOutcome, int] = {outcome: results.count(outcome) for outcome in LETTERS}
+    letters = "".join(LETTERS[outcome] for outcome in results[:MOST_RESULTS])
+    return {"labels": tally, "results": letters}

@@ -2,6 +2,7 @@
 
     checkpoints/ckpt-<seq>/{expert-<id>.safetensors ..., served.safetensors, training.safetensors,
                             members.safetensors, recent.safetensors, canary.safetensors,
+                            waiting.safetensors, waiting-<seq>.safetensors ...,
                             outcomes.json, manifest.json}
 
 The position in the log is inside the checkpoint: a restart loads one and reads on. What came
@@ -29,8 +30,10 @@ from service.store.read import Outcome
 from service.store.snapshots import SERVED, expert_file, frozen_experts, split_frozen
 from service.worker.environment import environment
 from service.worker.step import Progress
+from service.worker.waiting import WaitingState
+from service.worker.waiting_files import read_waiting, waiting_files
 
-FORMAT = 2
+FORMAT = 3
 TRAINING = "training.safetensors"
 MEMBERS = "members.safetensors"
 RECENT = "recent.safetensors"
@@ -51,6 +54,7 @@ class Checkpoint:
     """The fields of `protocol.Summary`."""
     recent: Tensors
     """Ids of the batches learned last; see `RecentBatches`."""
+    waiting: WaitingState
     canary: Tensors
     health: Mapping[str, Any]
     """See `Health.dump`; with `canary` all of it."""
@@ -120,6 +124,7 @@ class Checkpoints:
         """
         seq, state = self.newest_seq + 1, checkpoint.state
         contents, linked = split_frozen(state.frozen, self.newest)
+        waiting = waiting_files(checkpoint.waiting, self.newest, seq)
         contents[SERVED] = save(dict(state.served))
         contents[TRAINING] = save(dict(state.training))
         contents[MEMBERS] = save({"members": state.members})
@@ -134,8 +139,11 @@ class Checkpoints:
             "values": state.values,
             "environment": self._environment,
             "settings": self._learner,
+            **waiting.facts,
             **{name: getattr(checkpoint, name) for name in _PLAIN},
         }
+        contents |= waiting.contents
+        linked |= waiting.linked
         self.newest = directory.write(self._path(seq), contents, facts, linked=linked)
         ids, epoch = member_ids(state), checkpoint.writer_epoch
         self._kept.append(_Kept(seq, checkpoint.progress, ids, epoch))
@@ -244,6 +252,7 @@ def read_checkpoint(path: Path) -> tuple[StoredDirectory, Checkpoint]:
         outcomes=_decode_outcomes(stored.read(OUTCOMES)),
         state=state,
         recent=load(stored.read(RECENT)),
+        waiting=read_waiting(stored),
         canary=load(stored.read(CANARY)),
         **{name: facts[name] for name in _PLAIN},
     )

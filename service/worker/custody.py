@@ -77,7 +77,7 @@ class Custody:
 
         def learned(batch_id: str) -> bool:
             """Say whether a batch is among those learned last."""
-            return state.recent.step_of(batch_id) is not None
+            return state.memory.recent.step_of(batch_id) is not None
 
         archived = None if self._archive is None else self._archive.last
         gone = min(_mark(oldest), archived or _mark(oldest), key=lambda mark: mark.number)

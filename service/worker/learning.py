@@ -54,7 +54,7 @@ class Learning:
         self.checkpoints = Checkpoints(settings)
         self._snapshots = SnapshotWriter(settings.state_dir)
         self.judge = Judge(settings, watched)
-        self._state = WorkerState()
+        self._state = WorkerState.fresh(settings)
         self._unsaved = False
         self._astray = False
         """Whether to go on from the newest checkpoint, as what is in memory is no whole state."""
@@ -134,16 +134,17 @@ class Learning:
         entry = Entry.from_fields(self.progress.consumed + 1, position, fields)
         engine = state.engine or self._engines.create(self._settings, entry.schema)
         state.engine = engine
+        lesson = state.memory.lesson(entry)
         self._unsaved = self._astray = True
         with judge.attempts.of(entry.number):
-            judge.before(state.health, engine, entry)
+            judge.before(state.health, engine, lesson.taught)
             with self._metrics.step_duration.time():
-                step = advance(engine, entry, judge.decisions, state.recent)
+                step = advance(engine, lesson, judge.decisions, state.memory)
             state.progress = advanced(state.progress, entry, step)
-            state.books.enter(entry, step, state.recent)
+            state.books.enter(entry, step, state.memory.recent)
             if step.report is not None:
-                self._members.take(entry, step.report.added, engine)
-            verdict = judge.after(state.health, engine, entry, step)
+                self._members.take(lesson.taught, step.report.added, engine)
+            verdict = judge.after(state.health, engine, lesson.taught, step)
         if verdict == "diverged":
             return self._go_back_from(entry.number)
         self._astray = False
@@ -257,7 +258,7 @@ class Learning:
 
     def _load_newest(self) -> bool:
         """Load the newest whole checkpoint; return whether a rollback was still to be followed."""
-        self._state, self._astray = WorkerState(), True
+        self._state, self._astray = WorkerState.fresh(self._settings), True
         self._members.new.clear()
         self._state, went_back = self.way_back.newest(self._settings, self._engines)
         self._astray = False

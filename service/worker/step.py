@@ -6,17 +6,15 @@ through them: that is why this file knows no Redis, no clock and no checkpoint.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
-import numpy as np
-
-from service.engine.protocol import Engine, EntryRefused, ObserveReport, Tensors
+from service.engine.protocol import Engine, EntryRefused, ObserveReport
+from service.settings import Settings
 from service.store.decisions import Decisions
-from service.store.entry import Entry
+from service.store.entry import Entry, LabelOutcome
 from service.store.stream_ids import START
-
-RECENT = 50_000
-"""Learned batches whose ids are remembered, so that one that comes twice is learned once."""
+from service.worker.recent import RecentBatches
+from service.worker.waiting import Lesson, Waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,51 +34,42 @@ class Step:
 
     state: Literal["learned", "quarantined", "repeated"]
     report: ObserveReport | None = None
-    """Of the engine; None unless learned."""
+    """Of the engine; None unless it learned something."""
     reason: str | None = None
     """Why it was set aside; None unless quarantined."""
+    results: Sequence[LabelOutcome] = ()
+    """What became of each late label, in their order."""
 
 
-class RecentBatches:
-    """The ids of the batches learned last, each with the step that learned it."""
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the steps before have left behind, beside the engine."""
 
-    def __init__(self) -> None:
-        self._steps: dict[str, int] = {}
+    recent: RecentBatches
+    waiting: Waiting
 
-    def step_of(self, batch_id: str) -> int | None:
-        """Return the step that learned a batch, or None where none of the recent ones did."""
-        return self._steps.get(batch_id)
+    @classmethod
+    def fresh(cls, settings: Settings) -> Self:
+        """Return what there is before the first step."""
+        return cls(RecentBatches(), Waiting(settings))
 
-    def add(self, batch_id: str, step: int) -> None:
-        """Remember a batch; the oldest beyond `RECENT` is forgotten."""
-        self._steps[batch_id] = step
-        if len(self._steps) > RECENT:
-            del self._steps[next(iter(self._steps))]
-
-    def dump(self) -> Tensors:
-        """Return it as arrays: `ids` uint8 [N, 16] and `steps` int64 [N], oldest first."""
-        raw = b"".join(bytes.fromhex(batch_id) for batch_id in self._steps)
-        ids = np.frombuffer(raw, np.uint8).reshape(-1, 16)
-        return {"ids": ids, "steps": np.array(list(self._steps.values()), np.int64)}
-
-    def load(self, arrays: Tensors) -> None:
-        """Become what was dumped."""
-        ids: Sequence[bytes] = [row.tobytes() for row in arrays["ids"]]
-        steps = arrays["steps"].tolist()
-        self._steps = {one.hex(): step for one, step in zip(ids, steps, strict=True)}
+    def lesson(self, entry: Entry) -> Lesson:
+        """Return what there is to learn from the next entry; changes nothing."""
+        return self.waiting.lesson(entry, self.recent)
 
 
-def advance(engine: Engine, entry: Entry, decisions: Decisions, recent: RecentBatches) -> Step:
+def advance(engine: Engine, lesson: Lesson, decisions: Decisions, memory: Memory) -> Step:
     """Take the engine past one entry; wholly or not at all.
 
     Args:
         engine: learns the entry, unless it is set aside or came before.
-        entry: the next of the log.
+        lesson: of the next entry of the log.
         decisions: what was decided about entries by number.
-        recent: the batches learned last; this one joins them when it is learned.
+        memory: takes the entry in when it is learned.
     """
-    step = _taken(engine, entry, decisions, recent)
-    if decisions.expands(entry.number):  # after an entry that was set aside, too
+    step, number = _taken(engine, lesson, decisions, memory), lesson.entry.number
+    memory.waiting.passed(number)
+    if decisions.expands(number):  # after an entry that was set aside, too
         engine.expand()
         if step.report is not None:
             step = replace(step, report=replace(step.report, expanded=True))
@@ -98,15 +87,27 @@ def advanced(before: Progress, entry: Entry, step: Step) -> Progress:
     )
 
 
-def _taken(engine: Engine, entry: Entry, decisions: Decisions, recent: RecentBatches) -> Step:
-    if recent.step_of(entry.batch_id) is not None:  # first: what was learned is not set aside
+def _taken(engine: Engine, lesson: Lesson, decisions: Decisions, memory: Memory) -> Step:
+    entry = lesson.entry
+    if memory.recent.step_of(entry.batch_id) is not None:  # first: what was learned stays
         return Step(state="repeated")
     reason = decisions.skips(entry.number)
     if reason is not None:
         return Step(state="quarantined", reason=reason)
     try:
-        report = engine.observe(entry.number, entry.x, entry.labels)
+        report = _learned(engine, lesson)
     except EntryRefused as refusal:
         return Step(state="quarantined", reason=str(refusal))
-    recent.add(entry.batch_id, report.step)
-    return Step(state="learned", report=report)
+    memory.recent.add(entry.batch_id, 0 if report is None else report.step)
+    memory.waiting.learned(lesson)
+    return Step(state="learned", report=report, results=lesson.results)
+
+
+def _learned(engine: Engine, lesson: Lesson) -> ObserveReport | None:
+    """Return the engine's report; None where no late label has met its sample."""
+    taught = lesson.taught
+    if lesson.right is None:
+        return engine.observe(taught.number, taught.x, taught.labels)
+    if taught.labels is None:
+        return None
+    return engine.label(taught.number, taught.x, taught.labels, lesson.right)

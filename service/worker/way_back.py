@@ -48,7 +48,7 @@ class WayBack:
                 log.critical("checkpoint_damaged", path=str(path), reason=str(error))
                 self._checkpoints.give_up(path)
                 continue
-            state = WorkerState.of(checkpoint, engine)
+            state = WorkerState.of(checkpoint, engine, settings)
             if self._log.told() >= sequence(path):
                 state.books.outcomes.clear()
             if rollbacks and (last := rollbacks[-1][1]).command is None:
@@ -57,7 +57,7 @@ class WayBack:
         # Never begin anew over a state that was learned, however much of the log is there.
         if paths:
             raise CorruptState(f"none of {len(paths)} checkpoints can be restored")
-        return WorkerState(), False
+        return WorkerState.fresh(settings), False
 
     def is_open(self, seq: int) -> bool:
         """Return whether a kept checkpoint can be gone back to; to be asked before deciding.
