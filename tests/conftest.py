@@ -21,6 +21,8 @@ from tests.listening import listening
 from tests.served import publish, running_api, until_served
 from tests.system_packages import require
 
+DATA = os.environ.get(f"{PREFIX}DATA")
+"""Directory of the data sets, for those tests that want real ones."""
 for name in [name for name in os.environ if name.startswith(PREFIX)]:
     del os.environ[name]
 

@@ -53,6 +53,19 @@ PROCESS = {
     "POST /streams",
 }
 """Routes about the whole process; every other one is there for each stream."""
+OIP_ROUTES = {
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "GET /v2/models/{stream}",
+    "GET /v2/models/{stream}/ready",
+    "GET /v2/models/{stream}/versions/{version}",
+    "GET /v2/models/{stream}/versions/{version}/ready",
+    "POST /v2/models/{stream}/infer",
+    "POST /v2/models/{stream}/observe",
+    "POST /v2/models/{stream}/versions/{version}/infer",
+}
+"""Those of the Open Inference Protocol and our extension of it."""
 CODES = {
     "backlog_full",
     "bad_batch_id",
@@ -61,6 +74,7 @@ CODES = {
     "bad_http",
     "bad_idempotency_key",
     "bad_image",
+    "bad_inference",
     "bad_json",
     "bad_label",
     "bad_parameter",
@@ -116,6 +130,7 @@ CODES = {
     "unknown_host",
     "unknown_label",
     "unknown_stream",
+    "unknown_version",
     "unsupported_encoding",
     "unsupported_type",
     "worker_silent",
@@ -292,9 +307,10 @@ def test_routes() -> None:
     found = {f"{verb.upper()} {path}" for path in paths for verb in paths[path]}
     prefix = "/streams/{stream}"
 
-    assert {route for route in found if prefix not in route} == ROUTES
+    assert {route for route in found if prefix not in route} == ROUTES | OIP_ROUTES
     assert {route.replace(prefix, "") for route in found if prefix in route} == ROUTES - PROCESS
     assert {row[0].strip("`") for row in rows("API")} == ROUTES
+    assert {row[0].strip("`") for row in rows("Open Inference Protocol")} == OIP_ROUTES
 
 
 def test_error_codes() -> None:

@@ -1,7 +1,8 @@
 """Which scope each route needs: one table, and what is not in it does not exist for any client.
 
 Whoever adds a route adds its row: `_OF_A_STREAM` for what exists plain (of the stream `default`)
-and under /streams/{stream}, `_OF_THE_SERVICE` for the rest.
+and under /streams/{stream}, `_OF_A_MODEL` for what is under /v2/models/{stream} with and without a
+version, `_OF_THE_SERVICE` for the rest.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from starlette.routing import compile_path
 
 from service.scopes import Scope
 
-Needed = Scope | Literal["open"]
-"""A scope, or `open`: everybody, with or without a key."""
+Needed = Scope | Literal["any", "open"]
+"""A scope; `any`: whoever has a key; or `open`: everybody, with or without one."""
 STREAM_PREFIX: Final = "/streams/{stream}"
 DEFAULT_STREAM: Final = "default"
 
@@ -42,9 +43,27 @@ _OF_A_STREAM: Mapping[tuple[str, str], Needed] = {
     ("GET", "/snapshots"): "read",
     ("POST", "/resync"): "admin",
 }
+_OF_A_MODEL: tuple[tuple[str, str, Needed], ...] = (
+    ("GET", "", "any"),
+    ("GET", "/ready", "any"),
+    ("POST", "/infer", "predict"),
+)
+_OF_THE_PROTOCOL: Mapping[tuple[str, str], Needed] = {
+    ("GET", "/v2"): "any",
+    ("GET", "/v2/health/live"): "any",
+    ("GET", "/v2/health/ready"): "any",
+    ("POST", "/v2/models/{stream}/observe"): "observe",
+    **{
+        (method, f"/v2/models/{{stream}}{version}{path}"): needed
+        for version in ("", "/versions/{version}")
+        for method, path, needed in _OF_A_MODEL
+    },
+}
+"""The Open Inference Protocol, whose clients ask for health and metadata with the key they have."""
 SCOPE_OF: Mapping[tuple[str, str], Needed] = {
     **_OF_THE_SERVICE,
     **_OF_A_STREAM,
+    **_OF_THE_PROTOCOL,
     **{(method, STREAM_PREFIX + path): needed for (method, path), needed in _OF_A_STREAM.items()},
 }
 """What each (method, route template) needs; a HEAD needs what its GET does."""

@@ -1,5 +1,9 @@
-"""How an error becomes an answer: `application/problem+json`, whoever refuses."""
+"""How an error becomes an answer, whoever refuses: `application/problem+json`.
 
+Under /v2 it is `{"error": "code: message"}`, as the Open Inference Protocol wants it.
+"""
+
+import re
 from http import HTTPStatus
 
 from fastapi import Request
@@ -18,10 +22,11 @@ _ROUTER_REFUSALS = {
     405: ("method_not_allowed", "expected a method that the header Allow lists, got another"),
 }
 """Code and message of what the router refuses by itself."""
+_OF_THE_PROTOCOL = re.compile(r"/v2(?:/|$)")
 
 
-async def answer_error(_: Request, error: Exception) -> JSONResponse:
-    """Return the `problem+json` of an error; what is not ours says nothing of itself."""
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
+    """Return the answer that an error is; what is not ours says nothing of itself."""
     headers: dict[str, str] = {}
     match error:
         case ServiceError():
@@ -44,6 +49,8 @@ async def answer_error(_: Request, error: Exception) -> JSONResponse:
         case _:
             status, title = 500, ServiceError.title
             code, detail = "internal", "the service failed; its log says how"
+    if _OF_THE_PROTOCOL.match(request.url.path):
+        return JSONResponse({"error": f"{code}: {detail}"}, status, headers)
     problem = Problem(title=title, status=status, code=code, detail=detail)
     return JSONResponse(
         problem.model_dump(), status, headers, media_type="application/problem+json"

@@ -27,11 +27,12 @@ from service.api.keyring import Keyring
 from service.api.listeners import server_of
 from service.api.routes_checkpoints import checkpoint_routes
 from service.api.routes_learn import learn_routes
+from service.api.routes_oip import oip_routes
 from service.api.routes_predict import predict_routes
 from service.api.routes_quarantine import quarantine_routes
-from service.api.routes_streams import named_stream, stream_routes
+from service.api.routes_streams import stream_routes
 from service.api.routes_watch import probe_routes, watch_routes
-from service.api.streams import Streams
+from service.api.streams import Streams, named_stream
 from service.engine.protocol import Engines
 from service.exposure import check_exposure
 from service.learned import LearningCollector
@@ -82,6 +83,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     )
     app.include_router(watch_routes())
     app.include_router(stream_routes(streams))
+    app.include_router(oip_routes(streams, codec))
     for router in (
         learn_routes(streams.of, codec),
         predict_routes(streams.of, codec),

@@ -130,7 +130,7 @@ def _check(principal: Principal, rule: Rule | None, needed: Needed | None) -> No
         raise HTTPException(405, headers={"Allow": ", ".join(sorted(rule.needed))})
     if needed == "open" or principal is ANONYMOUS:
         return
-    if needed not in principal.scopes:
+    if needed != "any" and needed not in principal.scopes:
         raise foreign_scope(principal, needed)
     if principal.streams is not None:
         _check_stream(principal, principal.streams, rule.stream, needed)

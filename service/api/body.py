@@ -16,6 +16,7 @@ from service.errors import BadRequest, TooLarge, Unprocessable, UnsupportedMedia
 from service.store.stream_schema import LabelKind
 
 JSON: Final = "application/json"
+OCTETS: Final = "application/octet-stream"
 LINES: Final = "application/x-ndjson"
 SAFETENSORS: Final = "application/x-safetensors"
 IMAGES: Final = {"image/png": "PNG", "image/jpeg": "JPEG"}
@@ -33,11 +34,7 @@ def media_type_of(request: Request, *expected: str) -> str:
     Raises:
         UnsupportedMedia: `unsupported_type` or `unsupported_encoding`.
     """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise UnsupportedMedia(
-            "unsupported_encoding", f"expected no Content-Encoding, got {encoding[:40]!a}"
-        )
+    refuse_encoding(request)
     said = request.headers.get("content-type", "")
     media_type, _, parameters = said.lower().partition(";")
     if media_type.strip() not in expected or parameters.strip() not in ("", "charset=utf-8"):
@@ -46,6 +43,19 @@ def media_type_of(request: Request, *expected: str) -> str:
             f"expected Content-Type {' or '.join(expected)} (UTF-8), got {said[:60]!a}",
         )
     return media_type.strip()
+
+
+def refuse_encoding(request: Request) -> None:
+    """Check that the body is sent as it is: gzip and the like are read by none of our routes.
+
+    Raises:
+        UnsupportedMedia: `unsupported_encoding`.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMedia(
+            "unsupported_encoding", f"expected no Content-Encoding, got {encoding[:40]!a}"
+        )
 
 
 async def read_body(request: Request, limit: int, *, advice: str = "") -> bytes:

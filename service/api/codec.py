@@ -20,17 +20,21 @@ from starlette.requests import Request
 from service.api.body import (
     IMAGES,
     JSON,
+    OCTETS,
     SAFETENSORS,
     media_type_of,
     query_label,
     read_body,
+    refuse_encoding,
     refuse_query_label,
 )
 from service.api.bounds import Limits, check_labels, check_samples, check_values
 from service.api.image_body import read_images
 from service.api.json_body import may_hold_images, read_json
+from service.api.oip_body import HEADER_LENGTH, Inference, json_length, read_inference
 from service.api.tensor_body import read_tensors
 from service.engine.protocol import Array, Label, Labels
+from service.errors import TooLarge
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store.entry import encode
@@ -43,6 +47,7 @@ _DECODERS = 2
 """Threads for bigger ones and for images; few, as 16 million pixels take some 200 MB for a moment.
 The JSON parser holds the interpreter's lock (some 50 ms a MiB): no thread helps, a limit does."""
 _JSON_ADVICE = "; application/x-safetensors, image/png and image/jpeg may be larger"
+_BINARY_ADVICE = "; tensors as binary data may be larger"
 _T = TypeVar("_T")
 
 
@@ -88,11 +93,7 @@ def decode(
         x, labels = read_json(body, known=known, limits=limits, fields=fields)
     else:
         x, labels = read_tensors(body, max_batch=limits.max_batch, labels_allowed=labels_allowed)
-    schema = check_samples(x, known)
-    check_values(x, schema)
-    if labels is not None:
-        check_labels(labels, len(x))
-    return Batch(schema, schema.canonical(x), labels if _labelled(labels) else None)
+    return _checked(x, labels, known)
 
 
 def submission(
@@ -168,6 +169,45 @@ class Codec:
         read = partial(decode, known=known, limits=self.limits, labels_allowed=False)
         return await self._run(read, body, media_type)
 
+    async def inference(self, request: Request, *, known: InputSchema) -> tuple[Inference, Batch]:
+        """Return what a request of the Open Inference Protocol asks, and the samples.
+
+        Raises:
+            ServiceError: 400, 413, 415 or 422, naming what is wrong.
+        """
+        body, json_bytes = await self._read_inference(request, type_required=False)
+
+        def read(body: bytes, _: str) -> tuple[Inference, Batch]:
+            """Return both."""
+            asked = read_inference(
+                body, json_bytes, max_batch=self.limits.max_batch, labels_allowed=False
+            )
+            return asked, _checked(asked.x, None, known)
+
+        return await self._run(read, body, OCTETS)
+
+    async def tensors(
+        self, request: Request, settled: StreamSchema | None, idempotency_key: str | None
+    ) -> tuple[Submission, int]:
+        """Return what the log takes in of such a request, and how many labels it has.
+
+        Raises:
+            ServiceError: 400, 413, 415 or 422, naming what is wrong.
+        """
+        body, json_bytes = await self._read_inference(request, type_required=True)
+        known = None if settled is None else settled.input
+
+        def read(body: bytes, media_type: str) -> tuple[Submission, int]:
+            """Return both."""
+            asked = read_inference(
+                body, json_bytes, max_batch=self.limits.max_batch, labels_allowed=True
+            )
+            batch = _checked(asked.x, asked.labels, known)
+            taken = submission(body, media_type, batch, idempotency_key=idempotency_key)
+            return taken, _labelled(batch.labels)
+
+        return await self._run(read, body, OCTETS)
+
     async def _observed(
         self,
         body: bytes,
@@ -192,6 +232,29 @@ class Codec:
             return await read_body(request, self.limits.max_json_bytes, advice=_JSON_ADVICE)
         return await read_body(request, self.limits.max_body_bytes)
 
+    async def _read_inference(self, request: Request, *, type_required: bool) -> tuple[bytes, int]:
+        """Return the body, and how many of its bytes are the JSON object.
+
+        tritonclient sends no Content-Type. Where something is stored that takes the header, too: a
+        web page of another origin can leave out the type, but send no header without asking.
+        """
+        said = request.headers.get(HEADER_LENGTH)
+        refuse_encoding(request)
+        if "content-type" in request.headers or (type_required and said is None):
+            media_type_of(request, JSON, OCTETS)
+        if said is None:
+            body = await read_body(request, self.limits.max_json_bytes, advice=_BINARY_ADVICE)
+        else:
+            body = await read_body(request, self.limits.max_body_bytes)
+        json_bytes = json_length(said, len(body))
+        if json_bytes > self.limits.max_json_bytes:
+            raise TooLarge(
+                "body_too_large",
+                f"expected a JSON object of at most {self.limits.max_json_bytes} bytes, "
+                f"got {json_bytes}{_BINARY_ADVICE}",
+            )
+        return body, json_bytes
+
     async def _run(self, read: Callable[[bytes, str], _T], body: bytes, media_type: str) -> _T:
         """Return what `read` makes of the body, in a thread where it may take a millisecond."""
         images = media_type in IMAGES or (media_type == JSON and may_hold_images(body))
@@ -203,6 +266,15 @@ class Codec:
     def close(self) -> None:
         """End the threads; what they decode is dropped."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
+
+
+def _checked(x: Array, labels: Labels | None, known: InputSchema | None) -> Batch:
+    """Return the batch of `x` [B, ...] and `labels`, which are what the stream accepts."""
+    schema = check_samples(x, known)
+    check_values(x, schema)
+    if labels is not None:
+        check_labels(labels, len(x))
+    return Batch(schema, schema.canonical(x), labels if _labelled(labels) else None)
 
 
 def _labelled(labels: Labels | None) -> int:

@@ -11,8 +11,9 @@ Dimension key: B batch; a sample has the shape of its InputSchema.
 import json
 from collections.abc import Sequence
 from itertools import chain
+from math import prod
 from types import NoneType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _IMAGE_RANK = 3
 _PIXEL_MAX = 255
 _BRIEF_DIGITS = 24
 _DTYPES = ("uint8", "float32")
-_INT64_MAX = 2**63 - 1
+INT64_MAX = 2**63 - 1
 
 
 def parse_json(text: bytes) -> Any:  # noqa: ANN401  whatever JSON says
@@ -116,11 +117,9 @@ def _samples(x: object, dtype: object, known: InputSchema | None, limits: Limits
     if dtype is None:
         images = len(shape) >= _IMAGE_RANK if known is None else known.kind == "image"
         dtype = "uint8" if images and integers else "float32"
-    if dtype == "float32":
-        return _float32(leaves, shape)
-    if not integers:
-        raise Unprocessable("bad_dtype", "expected integers in x of dtype uint8, got a fraction")
-    return _uint8(leaves, shape)
+    return (
+        _float32(leaves, shape) if dtype == "float32" else _uint8(leaves, shape, integers=integers)
+    )
 
 
 def _images(x: list[Any], dtype: object, known: InputSchema | None, limits: Limits) -> Array:
@@ -134,6 +133,25 @@ def _images(x: list[Any], dtype: object, known: InputSchema | None, limits: Limi
                 f"expected an image in base64 like sample 0, got {_kind(file)} at sample {index}",
             )
     return read_images(from_base64(x), known=known, limits=limits)
+
+
+def read_numbers(
+    data: list[Any], shape: tuple[int, ...], dtype: Literal["uint8", "float32"]
+) -> Array:
+    """Return the array of `shape` whose values `data` lists, flat in row-major order or nested.
+
+    Raises:
+        Unprocessable: the values are not of that number, shape or dtype.
+    """
+    leaves, found = _flatten(data) if data else (data, (0,))
+    if found not in (shape, (prod(shape),)):
+        raise Unprocessable(
+            "bad_shape", f"expected x of shape {list(shape)}, or flat, got {list(found)}"
+        )
+    integers = _check_numbers(leaves, shape[0])
+    return (
+        _float32(leaves, shape) if dtype == "float32" else _uint8(leaves, shape, integers=integers)
+    )
 
 
 def _flatten(x: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
@@ -179,7 +197,9 @@ def _check_numbers(leaves: list[Any], n: int) -> bool:
     )
 
 
-def _uint8(leaves: list[int], shape: tuple[int, ...]) -> Array:
+def _uint8(leaves: list[Any], shape: tuple[int, ...], *, integers: bool) -> Array:
+    if not integers:
+        raise Unprocessable("bad_dtype", "expected integers in x of dtype uint8, got a fraction")
     if min(leaves) < 0 or max(leaves) > _PIXEL_MAX:
         position = next(i for i, leaf in enumerate(leaves) if not 0 <= leaf <= _PIXEL_MAX)
         raise Unprocessable(
@@ -224,10 +244,10 @@ def _labels(y: object) -> Labels | None:
 
 def _int_labels(y: list[int | None]) -> Labels:
     for index, label in enumerate(y):
-        if label is not None and not 0 <= label <= _INT64_MAX:
+        if label is not None and not 0 <= label <= INT64_MAX:
             raise Unprocessable(
                 "bad_label",
-                f"expected labels of integers from 0 to {_INT64_MAX}, or null for none, "
+                f"expected labels of integers from 0 to {INT64_MAX}, or null for none, "
                 f"got {brief(label)} at sample {index}",
             )
     return np.array([-1 if label is None else label for label in y], np.int64)

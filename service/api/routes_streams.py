@@ -1,8 +1,8 @@
 """POST and GET /streams: streams beside the default one, declared once, never changed."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from service.api.principal import principal_of
 from service.api.schemas import problems
@@ -10,14 +10,8 @@ from service.api.schemas_admin import read_command
 from service.api.schemas_streams import DECLARE_BODY, Declaration, DeclaredStream, StreamList
 from service.api.streams import Streams, StreamServices
 from service.errors import SettingsError, Unprocessable
-from service.settings import OF_A_STREAM, STREAM_NAME
+from service.settings import OF_A_STREAM
 from service.store.names import DEFAULT_STREAM
-
-StreamName = Annotated[str, Path(pattern=STREAM_NAME, description="Name of a declared stream.")]
-
-
-def named_stream(stream: StreamName) -> None:
-    """Say in the API's description that the path names a stream."""
 
 
 def stream_routes(streams: Streams) -> APIRouter:

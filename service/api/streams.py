@@ -7,9 +7,10 @@ in Redis, directory, log, model and inference thread.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
+from fastapi import Path
 from starlette.requests import Request
 
 from service.api.batcher import Batcher
@@ -19,7 +20,7 @@ from service.api.predictor import Follower
 from service.engine.protocol import Engines
 from service.errors import NotFound, Unavailable
 from service.metrics import ApiMetrics
-from service.settings import Settings
+from service.settings import STREAM_NAME, Settings
 from service.store.append import Appender
 from service.store.commands import CommandDesk
 from service.store.declared import Registry, declared_on_disk
@@ -31,6 +32,13 @@ from service.store.stream_ids import START
 from service.store.unlearned import Unlearned
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+StreamName = Annotated[str, Path(pattern=STREAM_NAME, description="Name of a declared stream.")]
+
+
+def named_stream(stream: StreamName) -> None:
+    """Say in the API's description that the path names a stream."""
 
 
 def root_of(stream: str) -> str:
