@@ -30,6 +30,8 @@ class StreamOptions(Body):
     learning_rate: float | None = None
     patch: int | None = None
     max_experts: int | None = None
+    label_window: int | None = None
+    label_window_bytes: int | None = None
 
 
 class Declaration(StreamOptions):
