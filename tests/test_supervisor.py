@@ -222,7 +222,7 @@ def test_on_sigterm_serve_stops_everything_and_exits_0(state_dir: Path) -> None:
         f"supervisor.child_arguments = lambda name: [sys.executable, '-c', {CHILD!r}, name];"
         "sys.exit(supervisor.serve(Settings.read()))"
     )
-    environment = child_environment(Settings(state_dir=state_dir))
+    environment = child_environment(Settings(state_dir=state_dir, insecure=True))
     diary = state_dir / "diary"
     with subprocess.Popen(
         [sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
