@@ -136,6 +136,7 @@ def _experts(seen: Seen) -> Table:
     known = seen.model.get("experts", [])
     hidden = len(known) - MOST_EXPERTS
     title = f"experts {len(known)}" + (f", the newest {MOST_EXPERTS}" if hidden > 0 else "")
+    title += f"; classes {len(seen.model.get('classes', []))}"
     table = Table(title=title, title_justify="left", expand=True, box=None, padding=(0, 1, 0, 0))
     for column in ("id", "born at", "cause", "novelty", "samples"):
         table.add_column(column, no_wrap=True)

@@ -24,6 +24,7 @@ MODEL = {
     "published_at": 100.0,
     "prequential_accuracy": 0.9381,
     "expansions": 1,
+    "classes": [0, 1],
     "experts": [
         EXPERT,
         EXPERT | {"id": 1, "state": "active", "born_step": 120, "cause": "inputs", "novelty": 8.25},
@@ -70,7 +71,7 @@ def test_the_picture_tells_what_is_known() -> None:
         "model 8 learned 60,500 samples rate 500/s",
         "backlog 1,200 entries staleness 0.2 s expansions 1",
         "accuracy 93.8% ▁▁ model's age 2 s",
-        "experts 2",
+        "experts 2; classes 2",
         "id born at cause novelty samples classes",
         "0 step 0 - - 400 0 1",
         "1 step 120 inputs 8.25 400 0 1",
