@@ -52,13 +52,6 @@ def running(
         thread.join()
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
-
-
 def caller(port: int, *, of: str = "127.0.0.1") -> socket.socket:
     """Return a connection from an address of this machine; all of 127.0.0.0/8 are."""
     return socket.create_connection(("127.0.0.1", port), PATIENCE_S, source_address=(of, 0))

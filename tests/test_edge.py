@@ -14,11 +14,11 @@ from service.api.app import create_app
 from service.api.connections import network_of
 from service.api.listeners import server_of
 from service.settings import Settings
+from tests.chaos.parts import free_port
 from tests.conftest import MakeSettings
 from tests.listening import (
     caller,
     exchange,
-    free_port,
     is_closed,
     listening,
     rest,

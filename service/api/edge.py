@@ -15,6 +15,8 @@ uvicorn has a deadline only between requests, and limits only what it has not pa
 
 import asyncio
 import math
+import socket
+import struct
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -30,6 +32,10 @@ REST_S = 1.0
 """Longest time for which bytes that nobody wants are read, so that the answer arrives."""
 _SLACK_S = 1.0
 """Later by so much than uvicorn, which ends what idles, and than the route of a stream."""
+_UNREAD_BYTES = 128 * 2**10
+"""Kept by the kernel for a client that does not read; it would take 4 MB, and for minutes."""
+_NO_LINGER = struct.pack("ii", 1, 0)
+"""Of a socket: what is not sent yet will not be."""
 _REFUSALS = {
     400: ("bad_http", f"expected HTTP/1.1 with a head of at most {MOST_HEAD_BYTES} bytes"),
     408: ("too_slow", "expected the whole request, got its beginning; then nothing came in time"),
@@ -59,6 +65,7 @@ class EdgeProtocol(H11Protocol):
         super().connection_made(transport)
         self._began = self.loop.time()
         if self.edge.admit(self, self.client[0] if self.client else ""):
+            self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD_BYTES)
             self._reckon(self._began)
         else:
             self._refused = True
@@ -111,13 +118,22 @@ class EdgeProtocol(H11Protocol):
     def expire(self, now: float) -> None:
         """Close: the deadline is past. What does not go in a while is cut."""
         if self._refused or self.transport.is_closing():
-            self.transport.abort()
+            self._cut()
         elif self._waits_for_us():
             self.deadline = now + SWEEP_S
         else:
             self._refuse(408)
             self.transport.close()
             self.deadline = now
+
+    def _cut(self) -> None:
+        """End the connection, and throw away what the kernel still holds for its client."""
+        self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
+
+    def _socket(self) -> socket.socket:
+        found: socket.socket = self.transport.get_extra_info("socket")
+        return found
 
     def _waits_for_us(self) -> bool:
         """Say whether its body is not read at the moment, because the app has enough of it."""
