@@ -6,6 +6,7 @@ what was in it.
 """
 
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -17,7 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.access import Needed, Rule, rule_of
 from service.api.answers import answer_error
 from service.api.keyring import Keyring
-from service.api.principal import ANONYMOUS, BATCH_ID, NOBODY, PRINCIPAL, Principal, foreign_scope
+from service.api.principal import (
+    ANONYMOUS,
+    BATCH_ID,
+    NOBODY,
+    OWED_S,
+    PRINCIPAL,
+    Principal,
+    foreign_scope,
+)
 from service.errors import Forbidden, ServiceError, Unauthorized, Unavailable
 from service.store.keys import Key
 
@@ -52,6 +61,7 @@ class Authentication:
             except (ServiceError, HTTPException) as refusal:
                 await self._refuse(refusal, scope, receive, send)
                 return
+            scope[OWED_S] = partial(self._owed_s, scope)
             if principal is ANONYMOUS or scope["method"] in READING:
                 await self._app(scope, receive, send)
             else:
@@ -74,6 +84,19 @@ class Authentication:
         key = self._key(scope)
         held.enter_context(self._keyring.quota_of(key).taken(key))
         return _principal_of(key)
+
+    def _owed_s(self, scope: Scope) -> float:
+        """Take one more batch of a request from its quota; return the seconds until its turn.
+
+        Raises:
+            Unauthorized: `unauthorized`, the key counts no more.
+            TooMany: `rate_limited`, its turn is far away.
+            Unavailable: `keys_unreadable`.
+        """
+        if self._keyring.open:
+            return 0.0
+        key = self._key(scope)
+        return self._keyring.quota_of(key).owed_s(key)
 
     def _key(self, scope: Scope) -> Key:
         given = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -5,20 +5,23 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import structlog
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from service.api.codec import Codec
 from service.api.lines import LineAnswers
-from service.api.principal import note_batch, principal_of
+from service.api.principal import note_batch, principal_of, wait_turn
 from service.api.schemas import Accepted
 from service.errors import BadRequest, ServiceError
 from service.metrics import RequestMetrics
+from service.scopes import ANONYMOUS_ID
 from service.store.append import Appender
 from service.store.stream_schema import StreamSchema
 from service.store.submission import Receipt, Submission
 
+_log: structlog.stdlib.BoundLogger = structlog.get_logger()
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 Read = Callable[[StreamSchema | None, str | None], Awaitable[tuple[Submission, int]]]
@@ -66,6 +69,7 @@ class Intake:
         Raises:
             BadRequest: `bad_idempotency_key`, `idempotency_key_required` or `digest_mismatch`.
         """
+        key_id = principal_of(request).key_id
 
         async def take(line: bytes, key: str | None) -> dict[str, Any]:
             """Return what one line is answered."""
@@ -74,7 +78,10 @@ class Intake:
                 """Return what the codec makes of the line, under its key."""
                 return await codec.line(line, settled=settled, idempotency_key=key)
 
-            receipt = await self._take(keyed, principal_of(request).key_id)
+            await wait_turn(request)
+            receipt = await self._take(keyed, key_id)
+            if key_id != ANONYMOUS_ID:
+                _log.info("audit", key_id=key_id, batch_id=receipt.batch_id, status=202)
             return {**_accepted(self._root, receipt).model_dump(), "replayed": receipt.replayed}
 
         return LineAnswers(request, take, key=self._key_of(request), limits=codec.limits)

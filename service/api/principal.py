@@ -1,5 +1,6 @@
 """Who asks: what the auth middleware found out about a request, for the routes to read."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,8 @@ PRINCIPAL: Final = "levit.principal"
 """Where in the ASGI scope of a request its principal lies."""
 BATCH_ID: Final = "levit.batch_id"
 """Where a route leaves the id of the batch that it wrote, for the audit log."""
+OWED_S: Final = "levit.owed_s"
+"""Where the function lies that takes one more batch from the quota of the key."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,18 @@ def check_scope(request: Request, scope: Scope) -> None:
 def foreign_scope(principal: Principal, scope: Scope) -> Forbidden:
     """Return the refusal of a request that needs a scope which its key has not."""
     return Forbidden("foreign_scope", f"key {principal.key_id} has no scope {scope}")
+
+
+async def wait_turn(request: Request) -> None:
+    """Wait until the key of a request that goes on and on may hand in one more batch.
+
+    Raises:
+        Unauthorized: `unauthorized`, it was revoked meanwhile.
+        TooMany: `rate_limited`, its turn is far away.
+    """
+    owed_s = request.scope.get(OWED_S, float)()
+    if owed_s > 0:
+        await asyncio.sleep(owed_s)
 
 
 def note_batch(request: Request, batch_id: str) -> None:

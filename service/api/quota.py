@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from service.errors import TooMany
 from service.store.keys import Key
 
+MOST_OWED_S = 5.0
+"""Longest time for which a stream of batches waits for its turn; half of what its client may."""
+
 
 class Quota:
     """How much one key has used."""
@@ -42,12 +45,24 @@ class Quota:
         finally:
             self._in_flight -= 1
 
-    def _take_token(self, key: Key, rate: float) -> None:
+    def owed_s(self, key: Key) -> float:
+        """Take one more batch of a request that is under way; return the seconds until its turn.
+
+        Raises:
+            TooMany: `rate_limited`, its turn is far away; nothing is taken.
+        """
+        if key.rate is None:
+            return 0.0
+        self._take_token(key, key.rate, ahead=key.rate * MOST_OWED_S)
+        return max(0.0, -self._tokens / key.rate)
+
+    def _take_token(self, key: Key, rate: float, *, ahead: float = 0.0) -> None:
+        """Take a token, or one of the first `ahead` that are not there yet."""
         now = self._clock()
         burst = key.burst or max(1, math.ceil(rate))
         self._tokens = min(burst, self._tokens + (now - self._at) * rate)
         self._at = now
-        if self._tokens < 1:
+        if self._tokens + ahead < 1:
             raise TooMany(
                 "rate_limited",
                 f"key {key.id} may send {rate:g} requests a second, {burst} at once",
