@@ -128,7 +128,7 @@ async def test_a_worker_that_has_stopped_makes_the_service_not_ready(
 
     assert stopped.json()["problems"] == ["the worker has stopped: gap of 5"]
     assert (stopped.status_code, learning.status_code) == (503, 200)
-    assert "levit_worker_stopped 1.0" in seen
+    assert 'levit_worker_stopped{stream="default"} 1.0' in seen
 
 
 async def test_what_is_observed_while_the_worker_has_stopped_is_kept(

@@ -214,7 +214,7 @@ async def test_a_retry_of_labels_without_records_is_recognised(settings: MakeSet
     labels = late({f"{batch.batch_id}:0": 2}, key="k" * 20)
     [first] = await append_all(made, [labels])
     redis: Any = connect(str(made.redis_url))
-    redis.delete(names.idempotency("k" * 20), names.batch(first.batch_id))
+    redis.delete(names.idempotency(str(labels.client_key)), names.batch(first.batch_id))
     await append_all(made, [labels])
 
     checkpoint = learn_all(made)
