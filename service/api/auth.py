@@ -65,7 +65,7 @@ class Authentication:
             if principal is ANONYMOUS or scope["method"] in READING:
                 await self._app(scope, receive, send)
             else:
-                await self._audited(scope, receive, send)
+                await self._audited(scope, receive, send, needed)
 
     def _principal(self, scope: Scope, needed: Needed | None, held: ExitStack) -> Principal:
         """Return who asks, and take one request from its quota until `held` ends.
@@ -118,8 +118,10 @@ class Authentication:
         if isinstance(refusal, Forbidden):
             log.info("audit", **_facts(scope), status=refusal.status)
 
-    async def _audited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a request on; write into the log what it changed."""
+    async def _audited(
+        self, scope: Scope, receive: Receive, send: Send, needed: Needed | None
+    ) -> None:
+        """Hand a request on; write into the log that it changed something."""
         status = 500
 
         async def noting(message: Message) -> None:
@@ -131,9 +133,8 @@ class Authentication:
         try:
             await self._app(scope, receive, noting)
         finally:
-            facts = _facts(scope)
-            if facts["batch_id"] is not None or facts["scope"] in WRITES:
-                log.info("audit", **facts, status=status)
+            if needed in WRITES or BATCH_ID in scope:
+                log.info("audit", **_facts(scope), status=status)
 
 
 def _principal_of(key: Key) -> Principal:
