@@ -32,6 +32,16 @@ class SnapshotFacts(Protocol):
         ...
 
     @property
+    def labels(self) -> Mapping[str, int]:
+        """Late labels since the start, by what became of them."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Samples that wait for a label."""
+        ...
+
+    @property
     def summary(self) -> Mapping[str, Any]:
         """`dataclasses.asdict` of the engine's `Summary`."""
         ...
@@ -78,6 +88,14 @@ class LearningCollector(Collector):
         yield _gauge("levit_snapshot_age_seconds", "Age of the served snapshot", age_s)
         yield from _mixture(summary)
         yield from _progress(summary, facts.quarantined)
+        yield _labelled(
+            CounterMetricFamily,
+            "levit_labels",
+            "Labels that came later than their samples, by outcome: joined, late, unknown, doubled",
+            "outcome",
+            facts.labels.items(),
+        )
+        yield _gauge("levit_samples_waiting", "Samples that wait for a label", facts.waiting)
         yield from _parts(summary)
         yield from self._by_class(summary)
 

@@ -36,6 +36,8 @@ class RequestMetrics:
     samples_observed: Mapping[str, Counter]
     """By whether they came with a label."""
     observe_duration: Histogram
+    label_requests: Mapping[str, Counter]
+    """By outcome."""
     predictions: Mapping[str, Counter]
     """By outcome."""
     predict_duration: Histogram
@@ -70,9 +72,15 @@ class ApiMetrics:
             buckets=_REQUEST_BUCKETS_S,
             registry=registry,
         )
+        self._label_requests = Counter(
+            "levit_label_requests",
+            "POST /labels requests by outcome: accepted, replayed (a retry recognised), refused",
+            ["stream", "outcome"],
+            registry=registry,
+        )
         self._predictions = Counter(
             "levit_predictions",
-            "POST /predict requests by outcome: answered, refused",
+            "POST /predict requests by outcome: answered, kept (with keep=true), refused",
             ["stream", "outcome"],
             registry=registry,
         )
@@ -141,7 +149,8 @@ class ApiMetrics:
             observations=_by(self._observations, stream, "accepted", "replayed", "refused"),
             samples_observed=_by(self._samples_observed, stream, "yes", "no"),
             observe_duration=self._observe_duration.labels(stream),
-            predictions=_by(self._predictions, stream, "answered", "refused"),
+            label_requests=_by(self._label_requests, stream, "accepted", "replayed", "refused"),
+            predictions=_by(self._predictions, stream, "answered", "kept", "refused"),
             predict_duration=self._predict_duration.labels(stream),
             predict_batch_size=self._predict_batch_size.labels(stream),
             forward_duration=self._forward_duration.labels(stream),

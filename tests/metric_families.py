@@ -1,7 +1,7 @@
 """Every metric family that the two processes export, read from registries filled by hand."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -20,6 +20,8 @@ class Facts:
     version: int = 3
     published_at: float = 1_000.0
     quarantined: int = 0
+    labels: Mapping[str, int] = field(default_factory=lambda: {"joined": 5, "late": 1})
+    waiting: int = 2
 
 
 FULL = Summary(

@@ -57,12 +57,14 @@ async def test_without_redis_predict_answers_and_observe_is_503_within_three_sec
         started = time.monotonic()
         observed = await client.post("/observe", json=DOCUMENT)
         elapsed_s = time.monotonic() - started
+        kept = await client.post("/predict?keep=true", json={"x": PIXELS.tolist()})
         ready = await client.get("/readyz")
         live = await client.get("/livez")
         metrics = await client.get("/metrics")
 
     assert predicted.status_code == 200
     assert_problem(observed, 503, "redis_unavailable")
+    assert_problem(kept, 503, "redis_unavailable")
     assert elapsed_s < 3
     assert (ready.status_code, ready.json()["status"]) == (503, "not_ready")
     assert ready.headers["Retry-After"] == "1"

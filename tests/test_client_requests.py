@@ -14,7 +14,7 @@ from service.client import ApiError, AsyncClient, Client, Event, generate
 from service.client.answers import EventReader
 from service.client.models import Receipt
 from service.client.pauses import Pauses
-from tests.scripted import Script, accepted, answering, lost, refused, scripted
+from tests.scripted import ACCEPTED, Script, accepted, answering, lost, refused, scripted
 
 VECTORS = np.ones((2, 3), np.float32)
 ANSWERED = {
@@ -80,7 +80,7 @@ def test_a_body_carries_its_digest() -> None:
 
 
 def test_a_stream_stands_before_the_path_of_its_routes() -> None:
-    script = Script(accepted, *[answering(ANSWERED)] * 4)
+    script = Script(accepted, answering(ANSWERED), accepted, *[answering(ANSWERED)] * 2)
 
     with scripted(script, stream="cams") as client:
         client.observe(VECTORS)
@@ -104,11 +104,12 @@ def test_a_name_of_a_stream_cannot_leave_its_place() -> None:
 
 
 def test_labels_are_told_by_sample_id() -> None:
-    script = Script(lost, answering({"labels": {}}))
+    script = Script(lost, accepted)
 
     with scripted(script) as client:
-        client.label({"a:0": np.int64(7), "a:1": "seven"})
+        receipt = client.label({"a:0": np.int64(7), "a:1": "seven"})
 
+    assert receipt.batch_id == ACCEPTED["batch_id"]
     assert json.loads(script.requests[1].content) == {"labels": {"a:0": 7, "a:1": "seven"}}
     assert script.requests[1].headers["Content-Type"] == "application/json"
     assert len(set(script.keys)) == 1

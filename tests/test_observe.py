@@ -37,6 +37,7 @@ async def test_an_accepted_batch_is_in_the_log(api: httpx.AsyncClient, redis_ser
         "status_url": f"/observations/{entry.batch_id}",
         "idempotent": False,
         "durability": "always",
+        "sample_ids": [None, f"{entry.batch_id}:1"],
     }
     assert str(entry.schema) == "image:8x8x1"
     np.testing.assert_array_equal(entry.schema.canonical(entry.x), PIXELS[..., None])

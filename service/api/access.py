@@ -31,6 +31,7 @@ _OF_THE_SERVICE: Mapping[tuple[str, str], Needed] = {
 _OF_A_STREAM: Mapping[tuple[str, str], Needed] = {
     ("POST", "/observe"): "observe",
     ("GET", "/observations/{batch_id}"): "observe",
+    ("POST", "/labels"): "observe",
     ("POST", "/predict"): "predict",
     ("GET", "/experts"): "read",
     ("GET", "/quarantine"): "read",

@@ -26,6 +26,7 @@ from service.api.hosts import OnlyHosts, known_hosts
 from service.api.keyring import Keyring
 from service.api.listeners import server_of
 from service.api.routes_checkpoints import checkpoint_routes
+from service.api.routes_labels import label_routes
 from service.api.routes_learn import learn_routes
 from service.api.routes_oip import oip_routes
 from service.api.routes_predict import predict_routes
@@ -86,6 +87,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     app.include_router(oip_routes(streams, codec))
     for router in (
         learn_routes(streams.of, codec),
+        label_routes(streams.of, codec),
         predict_routes(streams.of, codec),
         quarantine_routes(streams.of),
         checkpoint_routes(streams.of),

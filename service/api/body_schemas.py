@@ -1,4 +1,4 @@
-"""What the OpenAPI page says of the bodies of /observe and /predict.
+"""What the OpenAPI page says of the bodies of /observe, /labels and /predict.
 
 They are decoded in `codec`, not by pydantic, which would make a Python object of every pixel.
 """
@@ -78,6 +78,32 @@ OBSERVE_BODY: dict[str, Any] = {
             },
         }
     },
+}
+_SAMPLE_ID = "3f0c9a52d1b84e6f9a7e2c5b8d104f6e:0"
+LABELS_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {
+                "schema": {
+                    "type": "object",
+                    "required": ["labels"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "labels": {
+                            "description": "Integers >= 0 or strings, of one kind, by sample id: "
+                            "a batch_id, a colon and the number of the sample, from 0.",
+                            "type": "object",
+                            "minProperties": 1,
+                            "propertyNames": {"pattern": "^[0-9a-f]{32}:(0|[1-9][0-9]{0,8})$"},
+                            "additionalProperties": {"type": ["integer", "string"]},
+                        }
+                    },
+                },
+                "examples": {"one late label": {"value": {"labels": {_SAMPLE_ID: 7}}}},
+            }
+        },
+    }
 }
 PREDICT_BODY: dict[str, Any] = {
     "requestBody": {

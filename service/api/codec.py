@@ -8,7 +8,7 @@ thing, the bound and the value, and quotes no more of the body than that.
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,7 @@ from service.api.body import (
 from service.api.bounds import Limits, check_labels, check_samples, check_values
 from service.api.image_body import read_images
 from service.api.json_body import may_hold_images, read_json
+from service.api.labels_body import read_given
 from service.api.oip_body import HEADER_LENGTH, Inference, json_length, read_inference
 from service.api.tensor_body import read_tensors
 from service.engine.protocol import Array, Label, Labels
@@ -49,6 +50,8 @@ The JSON parser holds the interpreter's lock (some 50 ms a MiB): no thread helps
 _JSON_ADVICE = "; application/x-safetensors, image/png and image/jpeg may be larger"
 _BINARY_ADVICE = "; tensors as binary data may be larger"
 _T = TypeVar("_T")
+Taken = tuple[Submission, Sequence[bool]]
+"""What the log takes in of a batch, and which of its samples have a label."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,8 +135,8 @@ class Codec:
 
     async def observation(
         self, request: Request, *, settled: StreamSchema | None, idempotency_key: str | None
-    ) -> tuple[Submission, int]:
-        """Return what the log takes in, and how many of its samples have a label.
+    ) -> Taken:
+        """Return what the log takes in, and which of its samples have a label.
 
         Raises:
             ServiceError: 400, 413, 415 or 422, naming what is wrong.
@@ -149,13 +152,22 @@ class Codec:
 
     async def line(
         self, line: bytes, *, settled: StreamSchema | None, idempotency_key: str | None
-    ) -> tuple[Submission, int]:
+    ) -> Taken:
         """Return the same of one line of JSON.
 
         Raises:
             ServiceError: 400, 413 or 422, naming what is wrong.
         """
         return await self._observed(line, JSON, settled, idempotency_key, None)
+
+    async def late_labels(self, request: Request) -> Submission:
+        """Return what the log takes in for labels by sample id.
+
+        Raises:
+            ServiceError: 400, 413, 415 or 422, naming what is wrong.
+        """
+        body = await self._read(request, media_type_of(request, JSON))
+        return await self._run(lambda body, _: read_given(body, self.limits), body, JSON)
 
     async def samples(self, request: Request, *, known: InputSchema | None) -> Batch:
         """Return the samples to predict.
@@ -188,8 +200,8 @@ class Codec:
 
     async def tensors(
         self, request: Request, settled: StreamSchema | None, idempotency_key: str | None
-    ) -> tuple[Submission, int]:
-        """Return what the log takes in of such a request, and how many labels it has.
+    ) -> Taken:
+        """Return what the log takes in of such a request, and which samples have a label.
 
         Raises:
             ServiceError: 400, 413, 415 or 422, naming what is wrong.
@@ -197,14 +209,14 @@ class Codec:
         body, json_bytes = await self._read_inference(request, type_required=True)
         known = None if settled is None else settled.input
 
-        def read(body: bytes, media_type: str) -> tuple[Submission, int]:
+        def read(body: bytes, media_type: str) -> Taken:
             """Return both."""
             asked = read_inference(
                 body, json_bytes, max_batch=self.limits.max_batch, labels_allowed=True
             )
             batch = _checked(asked.x, asked.labels, known)
             taken = submission(body, media_type, batch, idempotency_key=idempotency_key)
-            return taken, _labelled(batch.labels)
+            return taken, _labelled(batch.labels, len(batch.x))
 
         return await self._run(read, body, OCTETS)
 
@@ -215,15 +227,15 @@ class Codec:
         settled: StreamSchema | None,
         idempotency_key: str | None,
         label: Label | None,
-    ) -> tuple[Submission, int]:
+    ) -> Taken:
         known = None if settled is None else settled.input
 
-        def read(body: bytes, media_type: str) -> tuple[Submission, int]:
+        def read(body: bytes, media_type: str) -> Taken:
             batch = decode(body, media_type, known=known, limits=self.limits, label=label)
             taken = submission(
                 body, media_type, batch, idempotency_key=idempotency_key, label=label
             )
-            return taken, _labelled(batch.labels)
+            return taken, _labelled(batch.labels, len(batch.x))
 
         return await self._run(read, body, media_type)
 
@@ -274,13 +286,13 @@ def _checked(x: Array, labels: Labels | None, known: InputSchema | None) -> Batc
     check_values(x, schema)
     if labels is not None:
         check_labels(labels, len(x))
-    return Batch(schema, schema.canonical(x), labels if _labelled(labels) else None)
+    return Batch(schema, schema.canonical(x), labels if any(_labelled(labels, len(x))) else None)
 
 
-def _labelled(labels: Labels | None) -> int:
-    """Return how many samples have a label."""
+def _labelled(labels: Labels | None, n: int) -> list[bool]:
+    """Return which of n samples have a label."""
     if labels is None:
-        return 0
+        return [False] * n
     if isinstance(labels, np.ndarray):
-        return int((labels >= 0).sum())
-    return sum(label != "" for label in labels)
+        return [bool(one) for one in labels >= 0]
+    return [label != "" for label in labels]

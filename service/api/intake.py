@@ -1,7 +1,7 @@
 """The way of a batch into the log, whichever route it came by: read, appended, counted."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,10 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from service.api.codec import Codec
+from service.api.codec import Codec, Taken
 from service.api.lines import LineAnswers
 from service.api.principal import note_batch, principal_of, wait_turn
-from service.api.schemas import Accepted
+from service.api.schemas import Accepted, Stored
 from service.errors import BadRequest, ServiceError
 from service.metrics import RequestMetrics
 from service.scopes import ANONYMOUS_ID
@@ -24,8 +24,8 @@ from service.store.submission import Receipt, Submission
 _log: structlog.stdlib.BoundLogger = structlog.get_logger()
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
-Read = Callable[[StreamSchema | None, str | None], Awaitable[tuple[Submission, int]]]
-"""Reads a batch, given what is settled and its Idempotency-Key; also how many labels it has."""
+Read = Callable[[StreamSchema | None, str | None], Awaitable[Taken]]
+"""Reads a batch, given what is settled and its Idempotency-Key."""
 
 
 class Intake:
@@ -54,14 +54,46 @@ class Intake:
             ServiceError: it was refused, and that is counted.
         """
 
-        async def keyed(settled: StreamSchema | None) -> tuple[Submission, int]:
+        async def keyed(settled: StreamSchema | None) -> Taken:
             """Return what `read` makes of the request, under its key."""
             return await read(settled, self._key_of(request))
 
-        receipt = await self._take(keyed, principal_of(request).key_id)
+        receipt, labelled = await self._take(keyed, principal_of(request).key_id)
         note_batch(request, receipt.batch_id)
-        headers = {"Idempotent-Replayed": "true"} if receipt.replayed else None
-        return JSONResponse(_accepted(self._root, receipt).model_dump(), 202, headers)
+        answer = self._accepted(receipt, labelled).model_dump()
+        return JSONResponse(answer, 202, replayed_header(receipt))
+
+    async def append(self, request: Request, submission: Submission) -> Receipt:
+        """Return the receipt of what a request brings beside batches to observe.
+
+        Raises:
+            ServiceError: as `Appender.append`; a bad Idempotency-Key.
+        """
+        key_id, key = principal_of(request).key_id, self._key_of(request)
+        keyed = replace(submission, key_id=key_id, idempotency_key=key)
+        receipt = await self._appender.append(keyed)
+        note_batch(request, receipt.batch_id)
+        self._metrics.backlog.set(receipt.backlog)
+        return receipt
+
+    def told(self, receipt: Receipt) -> Stored:
+        """Return what is said of a receipt."""
+        return Stored(
+            batch_id=receipt.batch_id,
+            n=receipt.n,
+            position=receipt.position,
+            backlog=receipt.backlog,
+            state=receipt.state,
+            status_url=f"{self._root}/observations/{receipt.batch_id}",
+            idempotent=receipt.idempotent,
+            durability=receipt.durability,
+        )
+
+    def _accepted(self, receipt: Receipt, labelled: Sequence[bool]) -> Accepted:
+        """Return the same of a batch, and the ids of its samples that have no label yet."""
+        pairs = zip(sample_ids(receipt), labelled, strict=True)
+        waiting = [] if all(labelled) else [None if has else one for one, has in pairs]
+        return Accepted(**self.told(receipt).model_dump(), sample_ids=waiting)
 
     def accept_lines(self, request: Request, codec: Codec) -> Response:
         """Return the answers of the batches that are the lines of a request's body.
@@ -74,22 +106,25 @@ class Intake:
         async def take(line: bytes, key: str | None) -> dict[str, Any]:
             """Return what one line is answered."""
 
-            async def keyed(settled: StreamSchema | None) -> tuple[Submission, int]:
+            async def keyed(settled: StreamSchema | None) -> Taken:
                 """Return what the codec makes of the line, under its key."""
                 return await codec.line(line, settled=settled, idempotency_key=key)
 
             await wait_turn(request)
-            receipt = await self._take(keyed, key_id)
+            receipt, labelled = await self._take(keyed, key_id)
             if key_id != ANONYMOUS_ID:
                 _log.info("audit", key_id=key_id, batch_id=receipt.batch_id, status=202)
-            return {**_accepted(self._root, receipt).model_dump(), "replayed": receipt.replayed}
+            return {**self._accepted(receipt, labelled).model_dump(), "replayed": receipt.replayed}
 
         return LineAnswers(request, take, key=self._key_of(request), limits=codec.limits)
 
     async def _take(
-        self, read: Callable[[StreamSchema | None], Awaitable[tuple[Submission, int]]], key_id: str
-    ) -> Receipt:
-        """Return the receipt of what `read` reads, of this key; count it, or its refusal."""
+        self, read: Callable[[StreamSchema | None], Awaitable[Taken]], key_id: str
+    ) -> tuple[Receipt, Sequence[bool]]:
+        """Return the receipt of what `read` reads, of this key; count it, or its refusal.
+
+        And which of its samples have a label.
+        """
         metrics = self._metrics
         try:
             with metrics.observe_duration.time():
@@ -102,10 +137,10 @@ class Intake:
             metrics.observations["replayed"].inc()
         else:
             metrics.observations["accepted"].inc()
-            metrics.samples_observed["yes"].inc(labelled)
-            metrics.samples_observed["no"].inc(submission.n - labelled)
+            metrics.samples_observed["yes"].inc(sum(labelled))
+            metrics.samples_observed["no"].inc(submission.n - sum(labelled))
         metrics.backlog.set(receipt.backlog)
-        return receipt
+        return receipt, labelled
 
     def _key_of(self, request: Request) -> str | None:
         key = request.headers.get("idempotency-key")
@@ -120,14 +155,11 @@ class Intake:
         return key
 
 
-def _accepted(root: str, receipt: Receipt) -> Accepted:
-    return Accepted(
-        batch_id=receipt.batch_id,
-        n=receipt.n,
-        position=receipt.position,
-        backlog=receipt.backlog,
-        state=receipt.state,
-        status_url=f"{root}/observations/{receipt.batch_id}",
-        idempotent=receipt.idempotent,
-        durability=receipt.durability,
-    )
+def sample_ids(receipt: Receipt) -> list[str]:
+    """Return the ids by which POST /labels names the samples of a batch."""
+    return [f"{receipt.batch_id}:{index}" for index in range(receipt.n)]
+
+
+def replayed_header(receipt: Receipt) -> dict[str, str] | None:
+    """Return the header of an answer to a retry; None for the first."""
+    return {"Idempotent-Replayed": "true"} if receipt.replayed else None

@@ -92,7 +92,7 @@ def read_json(
     if "x" not in document:
         raise Unprocessable("missing_field", "expected the field x, got none")
     x = _samples(document["x"], document.get("dtype"), known, limits)
-    return x, _labels(document.get("y"))
+    return x, read_labels(document.get("y"))
 
 
 def may_hold_images(body: bytes) -> bool:
@@ -220,8 +220,12 @@ def _float32(leaves: list[int | float], shape: tuple[int, ...]) -> Array:
         ) from None
 
 
-def _labels(y: object) -> Labels | None:
-    """Return the labels, or None where no sample has one."""
+def read_labels(y: object) -> Labels | None:
+    """Return the labels that a JSON list spells, or None where there is no list.
+
+    Raises:
+        Unprocessable: `bad_label` or `mixed_labels`, with the index of the first such sample.
+    """
     if y is None:
         return None
     if not isinstance(y, list):

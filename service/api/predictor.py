@@ -63,6 +63,12 @@ class Answer:
             novelty=prediction.novelty.astype(np.float64).round(DECIMALS),
         )
 
+    @property
+    def labels(self) -> list[Label | None]:
+        """The most probable class of each sample; None where none is known."""
+        pairs = zip(self.top[:, :1].tolist(), self.answered.tolist(), strict=True)
+        return [self.known[row[0]] if known else None for row, known in pairs]
+
     def rows(self, start: int, stop: int) -> Self:
         """Return the answers for the samples from `start` up to `stop`."""
         part = slice(start, stop)

@@ -1,16 +1,17 @@
 """POST /observe and GET /observations/{batch_id}: the way into the log, and what became of it."""
 
+from dataclasses import asdict
+
 from fastapi import APIRouter, Request, Response
 
 from service.api.body import LINES
 from service.api.body_schemas import OBSERVE_BODY
 from service.api.bounds import check_batch_id
-from service.api.codec import Codec
+from service.api.codec import Codec, Taken
 from service.api.schemas import Accepted, BatchState, problems
 from service.api.streams import StreamOf
 from service.errors import NotFound
 from service.store.stream_schema import StreamSchema
-from service.store.submission import Submission
 
 
 def learn_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
@@ -33,6 +34,7 @@ def learn_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
         """Hand in one batch to be learned, or as NDJSON one a line.
 
         202 means: it is on disk, and will be learned exactly once or quarantined with a reason.
+        Samples without a label are told their ids, by which POST /labels names them.
         Send an `Idempotency-Key` (16 to 64 letters, digits, _ and -) and repeat it when you retry.
 
         Lines are answered by lines with the status of each, 200 in all, while the body is still
@@ -43,7 +45,7 @@ def learn_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
         if request.headers.get("content-type", "").lower().startswith(LINES):
             return intake.accept_lines(request, codec)
 
-        async def read(settled: StreamSchema | None, key: str | None) -> tuple[Submission, int]:
+        async def read(settled: StreamSchema | None, key: str | None) -> Taken:
             """Return what the codec makes of the request."""
             return await codec.observation(request, settled=settled, idempotency_key=key)
 
@@ -51,11 +53,14 @@ def learn_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
 
     @router.get("/observations/{batch_id}", responses=problems(404, 422, 503))
     async def observation(batch_id: str, request: Request) -> BatchState:
-        """Tell what became of a batch: queued, learned (step, expert) or quarantined (reason)."""
+        """Tell what became of a batch: queued, learned (step, expert) or quarantined (reason).
+
+        Of late labels also what became of each.
+        """
         check_batch_id(batch_id)
         status = await (await stream_of(request)).appender.status(batch_id)
         if status is None:
             raise NotFound("unknown_batch", f"no record of batch {batch_id} is kept")
-        return BatchState.model_validate(status, from_attributes=True)
+        return BatchState(**asdict(status) | {"results": status.outcomes})
 
     return router

@@ -1,23 +1,28 @@
 """POST /predict and GET /experts: the served model's answers, and what it is made of.
 
-Neither waits for training, nor for Redis once a model is served.
+Neither waits for training, nor, once a model is served, for Redis; but answers that are kept do.
 """
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 from service.api.body_schemas import PREDICT_BODY
-from service.api.codec import Codec
+from service.api.codec import Batch, Codec
 from service.api.freshness import LONGEST_WAIT_S, POSITION, check_learned
+from service.api.intake import Intake, replayed_header, sample_ids
+from service.api.keeping import kept
 from service.api.predictor import Answer, not_ready
+from service.api.principal import check_scope
 from service.api.schemas import Experts, Predictions, problems
 from service.api.streams import StreamOf, StreamServices
 from service.errors import ServiceError, Unavailable
 from service.inputs import InputSchema
 from service.store.stream_ids import START
+from service.store.submission import Receipt
 
 _SMALL_ANSWER = 64
 """Samples up to which an answer is rendered on the event loop: less than a millisecond."""
@@ -37,8 +42,13 @@ def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
         request: Request,
         wait_for: Annotated[str, Query(pattern=POSITION)] = START,
         wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 5.0,
+        keep: bool = False,  # noqa: FBT001,FBT002  FastAPI's way to say it
     ) -> JSONResponse:
-        """Answer for a batch of samples; stores nothing and changes nothing.
+        """Answer for a batch of samples; stores nothing and changes nothing, but with `keep`.
+
+        `keep=true` also hands samples and answers in, as /observe does, and tells the ids by which
+        POST /labels names the samples; it needs the scope `observe`, too. A retry with the same
+        `Idempotency-Key` is answered anew, while the log keeps the answers of the first.
 
         503 `not_ready` only before the first model is published. `wait_for` asks for a model that
         has learned up to a position, as /observe told it: 503 `not_learned_yet` if there is none
@@ -46,18 +56,20 @@ def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
         """
         at = await stream_of(request)
         metrics = at.metrics
+        if keep:
+            check_scope(request, "observe")
         try:
             await at.freshness.until(wait_for, wait_s)
             with metrics.predict_duration.time():
-                answered = await _answer(at, codec, request)
-            check_learned(wait_for, answered.info.position)  # a rollback may have come between
+                batch, answer = await _answer(at, codec, request)
+            check_learned(wait_for, answer.info.position)  # a rollback may have come between
+            receipt = await at.intake.append(request, kept(batch, answer)) if keep else None
         except ServiceError:
             metrics.predictions["refused"].inc()
             raise
-        metrics.predictions["answered"].inc()
-        if len(answered.experts) <= _SMALL_ANSWER:
-            return JSONResponse(_document(answered))
-        return await asyncio.to_thread(lambda: JSONResponse(_document(answered)))
+        metrics.predictions["kept" if keep else "answered"].inc()
+        said = partial(_said, at.intake, answer, receipt)
+        return said() if len(answer.experts) <= _SMALL_ANSWER else await asyncio.to_thread(said)
 
     @router.get("/experts", response_model=Experts)
     async def experts(request: Request) -> dict[str, Any]:
@@ -75,12 +87,12 @@ def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
     return router
 
 
-async def _answer(at: StreamServices, codec: Codec, request: Request) -> Answer:
-    """Return the served model's answers for the request's samples."""
+async def _answer(at: StreamServices, codec: Codec, request: Request) -> tuple[Batch, Answer]:
+    """Return the request's samples, and the served model's answers for them."""
     batch = await codec.samples(request, known=await _known_input(at))
     if at.follower.current is None:
         raise not_ready()
-    return await at.batcher.predict(batch.x)
+    return batch, await at.batcher.predict(batch.x)
 
 
 async def _known_input(at: StreamServices) -> InputSchema | None:
@@ -94,6 +106,14 @@ async def _known_input(at: StreamServices) -> InputSchema | None:
     return None if settled is None else settled.input
 
 
+def _said(intake: Intake, answer: Answer, receipt: Receipt | None) -> JSONResponse:
+    """Return what is said of an answer, and of its receipt where it was kept."""
+    if receipt is None:
+        return JSONResponse(_document(answer))
+    known = {"sample_ids": sample_ids(receipt), "kept": intake.told(receipt).model_dump()}
+    return JSONResponse(_document(answer) | known, headers=replayed_header(receipt))
+
+
 def _document(answer: Answer) -> dict[str, Any]:
     """Return the JSON document of an answer, a list of one row per sample under each name."""
     probabilities = [
@@ -105,7 +125,7 @@ def _document(answer: Answer) -> dict[str, Any]:
         for row, known in zip(answer.top.tolist(), answer.answered, strict=True)
     ]
     return {
-        "labels": [row[0] if row else None for row in classes],
+        "labels": answer.labels,
         "probabilities": probabilities,
         "classes": classes,
         "experts": answer.experts.tolist(),

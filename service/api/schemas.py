@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.engine.protocol import ExpertInfo, Label
+from service.store.entry import LabelOutcome
 
 _BATCH_ID = "3f0c9a52d1b84e6f9a7e2c5b8d104f6e"
 _POSITION = "1765432100123-0"
@@ -34,36 +35,58 @@ class Problem(BaseModel):
     detail: str
 
 
-class Accepted(BaseModel):
-    """The answer of POST /observe: the batch is on disk and will be learned or quarantined."""
+_STORED: dict[str, Any] = {
+    "batch_id": _BATCH_ID,
+    "n": 2,
+    "position": _POSITION,
+    "backlog": 3,
+    "state": "queued",
+    "status_url": f"/observations/{_BATCH_ID}",
+    "idempotent": True,
+    "durability": "always",
+}
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "batch_id": _BATCH_ID,
-                    "n": 100,
-                    "position": _POSITION,
-                    "backlog": 3,
-                    "state": "queued",
-                    "status_url": f"/observations/{_BATCH_ID}",
-                    "idempotent": True,
-                    "durability": "always",
-                }
-            ]
-        }
-    )
+
+class Stored(BaseModel):
+    """What is on disk, and will be learned or quarantined; the answer of POST /labels."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_STORED]})
     batch_id: str
     n: int
+    """Samples; of POST /labels labels."""
     position: str | None
     """Id in the log; null where a retry came before it was written down."""
     backlog: int
+    """Entries accepted and not yet in a checkpoint."""
     state: Literal["queued", "learned", "quarantined"]
-    """`queued`; a retry is told what has become of the batch meanwhile."""
+    """`queued`; a retry is told what has become of it meanwhile."""
     status_url: str
     idempotent: bool
     """Whether an Idempotency-Key came along, so that a retry cannot be learned twice."""
     durability: str
+
+
+class Accepted(Stored):
+    """The answer of POST /observe."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [_STORED | {"sample_ids": [None, f"{_BATCH_ID}:1"]}]}
+    )
+    sample_ids: list[str | None]
+    """For labels that come later; null for a sample that has one, empty where all have."""
+
+
+class LabelCounts(BaseModel):
+    """How many late labels had which outcome."""
+
+    joined: int
+    """Learned with their samples."""
+    late: int
+    """For samples that are further back than the window reaches."""
+    unknown: int
+    """For samples that were never learned, or so long ago that nothing is known of them."""
+    doubled: int
+    """For samples that had a label already."""
 
 
 class BatchState(BaseModel):
@@ -80,6 +103,8 @@ class BatchState(BaseModel):
                     "step": 42,
                     "expert": 1,
                     "reason": None,
+                    "labels": None,
+                    "results": None,
                 }
             ]
         }
@@ -91,6 +116,10 @@ class BatchState(BaseModel):
     step: int | None
     expert: int | None
     reason: str | None
+    labels: LabelCounts | None
+    """Of a batch of late labels that the worker has come to."""
+    results: list[LabelOutcome] | None
+    """The outcome of each of these labels in the order they were sent, of the first 1,000."""
 
 
 class Predictions(BaseModel):
@@ -123,6 +152,10 @@ class Predictions(BaseModel):
     model_version: int
     position: str
     """Id of the newest log entry that this model has learned."""
+    sample_ids: list[str] | None = None
+    """For labels that come later; only with `keep`."""
+    kept: Stored | None = None
+    """What is on disk of samples and answers; only with `keep`."""
 
 
 class Experts(BaseModel):

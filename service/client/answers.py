@@ -58,7 +58,8 @@ def receipt(answer: httpx.Response) -> Receipt:
 def observation(answer: httpx.Response) -> Observation:
     """Return what GET /observations/{batch_id} answered."""
     said = document(answer)
-    return Observation(**{name: said[name] for name in Observation.__dataclass_fields__})
+    known = Observation.__dataclass_fields__.keys() & said.keys()
+    return Observation(**{name: said[name] for name in known})
 
 
 def answers(answer: httpx.Response) -> Answers:

@@ -38,7 +38,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What the service said when it accepted a batch; from then on the batch is durable."""
+    """What the service said when it accepted a batch, or labels; from then on it is durable."""
 
     batch_id: str
     n: int
@@ -87,6 +87,10 @@ class Observation:
     step: int | None
     expert: int | None
     reason: str | None
+    labels: Mapping[str, int] | None = None
+    """Of late labels: how many were `joined`, `late`, `unknown` or `doubled`."""
+    results: Sequence[str] | None = None
+    """The same of each of the first 1,000, in the order they were told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -252,6 +252,12 @@ class BatchStatus:
     results: str | None = None
     """The outcome of the first of them in their order, a letter each; see `LETTERS`."""
 
+    @property
+    def outcomes(self) -> list[LabelOutcome] | None:
+        """The same in words."""
+        words = {letter: outcome for outcome, letter in LETTERS.items()}
+        return None if self.results is None else [words[letter] for letter in self.results]
+
     def to_record(self) -> str:
         """Return the JSON that lies under `names.batch(batch_id)`."""
         return json.dumps({name: v for name, v in asdict(self).items() if v is not None})

@@ -9,7 +9,7 @@ the newest checkpoint's files, and a reader that has seen their hash does not re
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,21 @@ class SnapshotInfo:
     """Unix seconds; of the files only, no clock enters the learner."""
     summary: Mapping[str, Any]
     """The fields of `protocol.Summary`."""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Late labels since the start, by what became of them."""
+    waiting: int = 0
+    """Samples that wait for a label."""
+
+
+@dataclass(frozen=True, slots=True)
+class LateLabels:
+    """What a snapshot tells of labels that come later than their samples."""
+
+    outcomes: Mapping[str, int]
+    waiting: int
+
+
+NO_LATE_LABELS = LateLabels({}, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,7 @@ class SnapshotWriter:
         *,
         position: str,
         quarantined: int,
+        late: LateLabels = NO_LATE_LABELS,
         checkpoint: StoredDirectory | None,
     ) -> SnapshotInfo:
         """Return the facts of the snapshot that readers find from now on.
@@ -93,6 +109,7 @@ class SnapshotWriter:
             summary: what to show of it.
             position: of the last entry consumed.
             quarantined: entries set aside so far.
+            late: what became of late labels so far.
             checkpoint: a directory whose files of frozen experts may be linked to, and, where it
                 was written at the same position, the one of the active expert too.
 
@@ -104,6 +121,8 @@ class SnapshotWriter:
             position=position,
             step=summary.step,
             quarantined=quarantined,
+            labels=late.outcomes,
+            waiting=late.waiting,
             published_at=time.time(),
             summary=asdict(summary),
         )

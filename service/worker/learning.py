@@ -22,7 +22,7 @@ from service.store.forks import adopt
 from service.store.names import Names
 from service.store.read import Log
 from service.store.resync import Loss
-from service.store.snapshots import SnapshotWriter
+from service.store.snapshots import LateLabels, SnapshotWriter
 from service.store.stream_ids import RawEntry
 from service.worker.checkpoints import Checkpoints
 from service.worker.custody import Custody
@@ -201,12 +201,14 @@ class Learning:
         """
         if self._state.engine is None or self.progress.learned == 0:
             return
+        waiting = self._state.memory.waiting
         with self._metrics.snapshot_duration.time():
             self._snapshots.publish(
                 self._state.engine.dump(),
                 self._state.engine.summary(),
                 position=self.progress.position,
                 quarantined=self.progress.quarantined,
+                late=LateLabels(waiting.counts, waiting.samples),
                 checkpoint=self.checkpoints.newest,
             )
 

@@ -87,21 +87,20 @@ class AsyncClient(AsyncConnection):
         answer = await self._send("POST", f"{self._prefix}/observe", body, idempotency_key=key)
         return answers.receipt(answer)
 
-    async def label(self, labels: Mapping[str, Label | np.integer[Any]]) -> dict[str, Any]:
+    async def label(self, labels: Mapping[str, Label | np.integer[Any]]) -> Receipt:
         """Tell labels of samples that were observed, or predicted and kept, without one.
+
+        What became of each is known when they are learned: `wait_until_learned` returns it.
 
         Args:
             labels: by sample id, as `Receipt.sample_ids` and `Answers.sample_ids` list them.
-
-        Returns:
-            What the service says of each, by sample id.
 
         Raises:
             ApiError: the request was refused, or the service was away longer than `retry_s`.
         """
         path, body = f"{self._prefix}/labels", requests.late_labels(labels)
         answer = await self._send("POST", path, body, idempotency_key=uuid.uuid4().hex)
-        return answers.document(answer)
+        return answers.receipt(answer)
 
     async def predict(
         self, x: Array, *, keep: bool = False, wait_for: str | None = None
