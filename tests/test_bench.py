@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -480,6 +480,15 @@ def test_finished_rows_are_not_run_again_and_failed_ones_are_named(tmp_path: Pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.fixture
+def not_ignored() -> Iterator[None]:
+    """Let children hear SIGINT, though the shell of a command in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("not_ignored")
 def test_interrupt_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path) -> None:
     rows = ["--stream", "split_digits", "--method", "ncm", "--method", "paper"]
     command = [sys.executable, "-m", "service", "bench", *rows, "--out", str(tmp_path)]
