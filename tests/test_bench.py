@@ -479,7 +479,6 @@ def test_finished_rows_are_not_run_again_and_failed_ones_are_named(tmp_path: Pat
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.fixture
 def not_ignored() -> Iterator[None]:
     """Let children hear SIGINT, though the shell of a command in the background ignores it."""
@@ -488,6 +487,7 @@ def not_ignored() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.usefixtures("not_ignored")
 def test_interrupt_keeps_what_is_finished_and_leaves_no_process(tmp_path: Path) -> None:
     rows = ["--stream", "split_digits", "--method", "ncm", "--method", "paper"]
