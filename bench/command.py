@@ -6,16 +6,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from service.client import ApiError
+from service.client import ApiError, Client
 from service.datafile import BadDataFile
 from service.demo.data import DemoData, load_data
 from service.engine.protocol import Array
 from service.errors import SettingsError
 from service.inputs import InputSchema
 from service.settings import Settings
+
+_ASKED_AT_ONCE = 50
+"""Samples of one request; few, so that none waits for the next pass."""
 
 
 class NotMeasured(Exception):
@@ -41,6 +45,15 @@ def write_numbers(chosen: argparse.Namespace, numbers: object) -> None:
     """Write plain values where --json says, if it does."""
     if chosen.json:
         chosen.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+def accuracy(client: Client, data: DemoData) -> float:
+    """Return the share of the held-out samples that a service answers right."""
+    right = 0
+    for at in range(0, len(data.x_test), _ASKED_AT_ONCE):
+        part = slice(at, at + _ASKED_AT_ONCE)
+        right += int(np.sum(client.predict(data.x_test[part]).labels == data.y_test[part]))
+    return right / len(data.x_test)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -12,7 +12,6 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -25,7 +24,6 @@ from service.settings import Settings
 
 LEARN_S = 3600.0
 """Longest wait until a stream is learned."""
-ASKED_AT_ONCE = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +89,11 @@ def _whole(client: Client, data: DemoData, bar: Progress, *, together: bool) -> 
     )
     client.wait_until_learned(sent.receipt, timeout_s=LEARN_S)
     seconds = time.monotonic() - started
-    right = 0
-    for at in range(0, len(data.x_test), ASKED_AT_ONCE):
-        part = slice(at, at + ASKED_AT_ONCE)
-        answers = client.predict(data.x_test[part])
-        right += int(np.sum(np.asarray(answers.labels) == data.y_test[part]))
     model = client.experts()
     return Learned(
         stream=data.name,
         together=together,
-        accuracy=right / len(data.x_test),
+        accuracy=command.accuracy(client, data),
         experts=len(model["experts"]),
         samples=model["samples_learned"],
         seconds=seconds,
