@@ -1,4 +1,4 @@
-"""Bodies of /observe that are refused, with status and code, and how such bodies are made."""
+"""Bodies of /observe and /labels that are refused, with status and code; how they are made."""
 
 import json
 import struct
@@ -148,3 +148,50 @@ BAD_TENSORS = [
     ("labels of bytes", 422, "bad_label", with_y([2], 16, 18, dtype="U8")),
 ]
 """(what, status, code, body)"""
+
+
+def labels(*pairs: str) -> bytes:
+    """Return a body of /labels, ID in it for the id of a sample."""
+    listed = ", ".join(pairs).replace("ID", "a" * 32 + ":0")
+    return b'{"labels": {' + listed.encode() + b"}}"
+
+
+_BAD_IDS = {
+    "an empty id": "",
+    "an id without a sample": "a" * 32,
+    "an id of no sample": "a" * 32 + ":",
+    "a sample of -1": "a" * 32 + ":-1",
+    "a sample of 01": "a" * 32 + ":01",
+    "a sample of 1.0": "a" * 32 + ":1.0",
+    "an id and an end of line": "a" * 32 + r":1\n",
+    "a huge sample": "a" * 32 + ":" + "9" * 10,
+    "an id in capitals": "A" * 32 + ":0",
+    "an id that is a path": "../" * 11 + ":0",
+    "an id of other digits": "\u0661" * 32 + ":0",
+}
+_BAD_VALUES = {
+    "null": "null",
+    "a boolean": "true",
+    "a label of -1": "-1",
+    "a fraction": "1.0",
+    "a list as label": "[]",
+    "an object as label": "{}",
+    "an empty label": '""',
+    "a long label": f'"{"x" * 65}"',
+    "a huge label": str(2**63),
+    "a lone surrogate": r'"\ud800"',
+}
+BAD_LABELS = [
+    ("no JSON", 400, "bad_json", b""),
+    ("an id twice", 400, "bad_json", labels('"ID": 1', '"ID": 2')),
+    ("a list", 422, "bad_body", b"[]"),
+    ("no labels", 422, "bad_body", b"{}"),
+    ("an empty object", 422, "bad_body", labels()),
+    ("a list of labels", 422, "bad_body", b'{"labels": [1]}'),
+    ("more than labels", 422, "bad_body", b'{"labels": {"ID": 1}, "y": []}'),
+    ("both kinds", 422, "mixed_labels", labels('"ID": 1', '"ID1": "a"')),
+    ("the other kind", 422, "label_kind_mismatch", labels('"ID": "a"')),
+    *((what, 422, "bad_sample_id", labels(f'"{one}": 1')) for what, one in _BAD_IDS.items()),
+    *((what, 422, "bad_label", labels(f'"ID": {one}')) for what, one in _BAD_VALUES.items()),
+]
+"""(what, status, code, body) for a stream whose labels are integers"""

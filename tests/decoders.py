@@ -8,10 +8,11 @@ from service.api.body import IMAGES, JSON, SAFETENSORS
 from service.api.bounds import Limits
 from service.api.codec import decode
 from service.api.image_body import from_base64, read_images
+from service.api.labels_body import read_given
 from service.api.lines import split
 from service.errors import ServiceError
 from service.inputs import InputSchema
-from tests.bad_bodies import BAD_JSON, BAD_TENSORS
+from tests.bad_bodies import BAD_JSON, BAD_LABELS, BAD_TENSORS, labels
 from tests.images import as_text
 from tests.test_images import GOOD
 
@@ -27,15 +28,17 @@ def decode_one(data: bytes) -> None:
     """Give all but the first byte to the decoder that it chooses."""
     if not data:
         return
-    choice, body = data[0] % 6, data[1:]
+    choice, body = data[0] % 64 % 7, data[1:]
     known = GREY if data[0] & 64 else None
     with contextlib.suppress(ServiceError):
         if choice < len(MEDIA_TYPES):
             decode(body, MEDIA_TYPES[choice], known=known, limits=LIMITS)
         elif choice == len(MEDIA_TYPES):
             read_images(from_base64([body.decode(errors="replace")]), known=known, limits=LIMITS)
-        else:
+        elif choice == len(MEDIA_TYPES) + 1:
             asyncio.run(_decode_lines(body))
+        else:
+            read_given(body, LIMITS)
 
 
 async def _decode_lines(body: bytes) -> None:
@@ -58,4 +61,6 @@ def seeds() -> list[bytes]:
         *(bytes([kind | 64]) + image for image in GOOD for kind in (2, 3)),
         *(b"\4" + as_text(image).encode() for image in GOOD),
         b"\5" + b"\n".join(json_bodies),
+        *(b"\6" + body for *_, body in BAD_LABELS),
+        b"\6" + labels('"ID": 7'),
     ]

@@ -37,7 +37,7 @@ def has_appeared(canary: Path) -> bool:
     return canary.exists()
 
 
-@pytest.mark.parametrize("route", ["/observe", "/predict"])
+@pytest.mark.parametrize("route", ["/observe", "/predict", "/labels"])
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_hostile_file_is_refused_in_every_disguise(
     api: httpx.AsyncClient,

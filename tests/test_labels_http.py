@@ -13,6 +13,7 @@ from service.client import Client
 from service.settings import Settings
 from service.store.entry import Entry
 from service.store.keys import create_key
+from tests.bad_bodies import BAD_LABELS
 from tests.served import (
     DOCUMENT,
     PIXELS,
@@ -108,65 +109,11 @@ async def test_a_retry_of_late_labels_is_one_entry(
         assert told in counted
 
 
-ID = f"{'a' * 32}:0"
-
-
 @pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        pytest.param(b"", 400, "bad_json", id="nothing"),
-        pytest.param(b'{"labels": {"%b": 1, "%b": 2}}' % ((ID.encode(),) * 2), 400, "bad_json"),
-        pytest.param(b"[]", 422, "bad_body", id="a list"),
-        pytest.param(b"{}", 422, "bad_body", id="no labels"),
-        pytest.param(b'{"labels": {}}', 422, "bad_body", id="an empty object"),
-        pytest.param(b'{"labels": [1]}', 422, "bad_body", id="a list of labels"),
-        pytest.param(b'{"labels": {"%b": 1}, "y": []}' % ID.encode(), 422, "bad_body", id="more"),
-        *(
-            pytest.param(b'{"labels": {"%b": 1}}' % one, 422, "bad_sample_id", id=one.decode())
-            for one in (
-                b"",
-                b"a" * 32,
-                b"a" * 32 + b":",
-                b"a" * 32 + b":-1",
-                b"a" * 32 + b":01",
-                b"a" * 32 + b":1.0",
-                b"a" * 32 + b":1\\n",
-                b"a" * 32 + b":" + b"9" * 10,
-                b"A" * 32 + b":0",
-                b"../" * 11 + b":0",
-                "\u0661".encode() * 32 + b":0",
-            )
-        ),
-        *(
-            pytest.param(
-                b'{"labels": {"%b": %b}}' % (ID.encode(), one), 422, "bad_label", id=one.decode()
-            )
-            for one in (
-                b"null",
-                b"true",
-                b"-1",
-                b"1.0",
-                b"[]",
-                b"{}",
-                b'""',
-                b'"%b"' % (b"x" * 65),
-                b"9223372036854775808",
-            )
-        ),
-        pytest.param(
-            b'{"labels": {"%b": 1, "%b:1": "a"}}' % (ID.encode(), b"a" * 32),
-            422,
-            "mixed_labels",
-            id="both kinds",
-        ),
-        pytest.param(
-            b'{"labels": {"%b": "a"}}' % ID.encode(), 422, "label_kind_mismatch", id="other kind"
-        ),
-        pytest.param(b'{"labels": {"%b": "\\ud800"}}' % ID.encode(), 422, "bad_label", id="half"),
-    ],
+    ("status", "code", "body"), [pytest.param(*row, id=what) for what, *row in BAD_LABELS]
 )
 async def test_what_is_no_labels_is_refused_and_leaves_no_trace(
-    api: httpx.AsyncClient, redis_server: str, body: bytes, status: int, code: str
+    api: httpx.AsyncClient, redis_server: str, status: int, code: str, body: bytes
 ) -> None:
     await api.post("/observe", json=DOCUMENT)
 

@@ -35,7 +35,7 @@ def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
     @router.post(
         "/predict",
         response_model=Predictions,
-        responses=problems(400, 413, 415, 422, 503),
+        responses=problems(400, 409, 413, 415, 422, 503),
         openapi_extra=PREDICT_BODY,
     )
     async def predict(
