@@ -17,7 +17,7 @@ SLOW := crash or soak or browser
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-fast soak lint secrets pin-images sbom audit fuzz clean
+.PHONY: help install demo bench test test-fast soak lint secrets pin-images sbom audit generate fuzz conformance clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ generate: install ## Make the synchronous client out of the asynchronous one
 
 fuzz: install ## A minute of coverage-guided fuzzing of every decoder; needs atheris in .venv, skipped without
 	$(BIN)/python -m tests.fuzz
+
+conformance: install ## Ask the running service all that its OpenAPI document allows, and much that it does not; minutes
+	$(BIN)/python -m tests.conformance
 
 clean: ## Remove the environment, caches and the demo's files; ./levit-state stays
 	rm -rf $(VENV) $(AUDIT) demo-state demo.png demo.json .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* *.egg-info

@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     # The learner; fixed for the life of a state directory
     preset: Preset = Field(default="default")
     """Which learner: `default`, or `paper`, LEViT as published."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the learner's generator."""
     expert: Literal["vit", "dnn"] = Field(default="vit")
     """`paper`: expert kind for images; vectors and series always use `dnn`."""

@@ -1,6 +1,7 @@
 """The API process: refusals of one form, starting, who may reach it, who watches it."""
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -263,14 +265,37 @@ async def test_the_documents_name_every_media_type_and_every_refusal(
     images = {"image/png", "image/jpeg"}
     for path, kinds, statuses in (
         ("/observe", {LINES}, {"200", "202", "400", "409", "413", "415", "422", "503"}),
-        ("/predict", set(), {"200", "400", "413", "415", "422", "503"}),
+        ("/predict", set(), {"200", "400", "409", "413", "415", "422", "503"}),
     ):
         post = paths[path]["post"]
         assert set(post["requestBody"]["content"]) == {JSON, SAFETENSORS} | images | kinds
-        assert set(post["responses"]) == statuses | {"401", "403", "429"}
+        assert set(post["responses"]) == statuses | {"401", "403", "408", "429"}
         assert list(post["responses"]["422"]["content"]) == ["application/problem+json"]
 
 
 async def test_the_front_page_and_the_documents_are_there(api: httpx.AsyncClient) -> None:
     assert (await api.get("/")).json()["docs"] == "/docs"
     assert (await api.get("/docs")).status_code == 200
+
+
+async def test_the_page_of_the_documents_lists_every_route_and_loads_nothing(
+    api: httpx.AsyncClient,
+) -> None:
+    document = (await api.get("/openapi.json")).json()
+    shown = await api.get("/docs")
+
+    plain = [path for path in document["paths"] if not path.startswith("/streams/{")]
+    assert [path for path in plain if f" {path}</code>" not in shown.text] == []
+    assert "default-src 'none'" in shown.headers["Content-Security-Policy"]
+    assert loaded(shown.text) == []
+
+
+def loaded(page: str) -> list[str]:
+    """Return what a page would run, or load from elsewhere."""
+    return re.findall(r"<(?:script|link|img|iframe|object|embed)\b|@import|url\(|//[\w.-]+", page)
+
+
+def test_what_a_page_loads_would_be_noticed() -> None:
+    page = get_swagger_ui_html(openapi_url="/openapi.json", title="x").body
+
+    assert "//cdn.jsdelivr.net" in loaded(bytes(page).decode())

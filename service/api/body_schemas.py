@@ -6,33 +6,58 @@ They are decoded in `codec`, not by pydantic, which would make a Python object o
 from typing import Any
 
 from service.api.body import IMAGES, JSON, LINES, SAFETENSORS
+from service.api.bounds import MAX_LABEL_CHARACTERS
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+def _nested(levels: int) -> dict[str, Any]:
+    """Return the schema of lists of numbers, or of such lists, nested so deep at most."""
+    number = {"type": "number"}
+    items = number if levels == 1 else {"anyOf": [number, _nested(levels - 1)]}
+    return {"type": "array", "items": items, "minItems": 1}
+
+
+def _binary(what: str) -> dict[str, Any]:
+    return {"schema": {"type": "string", "format": "binary", "description": what}}
+
+
 _X: dict[str, Any] = {
     "description": "Samples: images [B,H,W] or [B,H,W,C], vectors [B,D], series [B,T,C], "
     "as nested lists of numbers; or images as strings, each a PNG or JPEG file in base64.",
     "type": "array",
-    "items": {},
+    "items": {"anyOf": [{"type": "string"}, _nested(3)]},
     "minItems": 1,
 }
 _DTYPE: dict[str, Any] = {
     "description": "What the numbers of x are; without it the stream's input decides.",
-    "type": "string",
-    "enum": ["uint8", "float32"],
+    "enum": ["uint8", "float32", None],
 }
 _Y: dict[str, Any] = {
     "description": "One label per sample, integers >= 0 or strings, null for none.",
-    "type": "array",
-    "items": {"type": ["integer", "string", "null"]},
+    "type": ["array", "null"],
+    "items": {
+        "anyOf": [
+            {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+            {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_CHARACTERS},
+            {"type": "null"},
+        ]
+    },
 }
 _SAMPLES = {"type": "object", "required": ["x"], "additionalProperties": False}
 _VECTORS = {"x": [[0.2, 1.5, -3.0], [0.1, 1.7, -2.5]], "dtype": "float32"}
 _IMAGE_BODIES: dict[str, Any] = dict.fromkeys(
-    IMAGES, _BINARY | {"example": "one image, resized to the stream's shape"}
+    IMAGES, _binary("One image, resized to the stream's shape.")
 )
 
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Repeat it when you retry; with NDJSON of at most 56 characters.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$"},
+}
 OBSERVE_BODY: dict[str, Any] = {
     "parameters": [
+        IDEMPOTENCY_KEY,
         {
             "name": "label",
             "in": "query",
@@ -40,7 +65,7 @@ OBSERVE_BODY: dict[str, Any] = {
             "description": "Label of the image that is the body; of nothing else. Digits are an "
             "integer, unless the stream's labels are strings.",
             "schema": {"type": "string", "minLength": 1, "maxLength": 64},
-        }
+        },
     ],
     "requestBody": {
         "required": True,
@@ -52,14 +77,13 @@ OBSERVE_BODY: dict[str, Any] = {
                     "one without a label": {"value": _VECTORS | {"y": ["walk", None]}},
                 },
             },
-            SAFETENSORS: _BINARY
-            | {
-                "example": "tensors x (U8 or F32) and, optionally, y (I64, -1 for none); or string "
-                'labels in the metadata entry labels, a JSON list ("" for none)'
-            },
+            SAFETENSORS: _binary(
+                "Tensors x (U8 or F32) and, optionally, y (I64, -1 for none); or string labels in "
+                'the metadata entry labels, a JSON list ("" for none).'
+            ),
             **_IMAGE_BODIES,
-            LINES: {
-                "schema": {"type": "string"},
+            LINES: _binary("A JSON batch a line.")
+            | {
                 "example": '{"x": [[0.2, 1.5, -3.0]], "y": ["walk"]}\n'
                 '{"x": [[0.1, 1.7, -2.5]], "y": ["run"]}\n',
             },
@@ -81,6 +105,7 @@ OBSERVE_BODY: dict[str, Any] = {
 }
 _SAMPLE_ID = "3f0c9a52d1b84e6f9a7e2c5b8d104f6e:0"
 LABELS_BODY: dict[str, Any] = {
+    "parameters": [IDEMPOTENCY_KEY],
     "requestBody": {
         "required": True,
         "content": {
@@ -103,9 +128,10 @@ LABELS_BODY: dict[str, Any] = {
                 "examples": {"one late label": {"value": {"labels": {_SAMPLE_ID: 7}}}},
             }
         },
-    }
+    },
 }
 PREDICT_BODY: dict[str, Any] = {
+    "parameters": [IDEMPOTENCY_KEY],
     "requestBody": {
         "required": True,
         "content": {
@@ -113,8 +139,8 @@ PREDICT_BODY: dict[str, Any] = {
                 "schema": _SAMPLES | {"properties": {"x": _X, "dtype": _DTYPE}},
                 "examples": {"vectors": {"value": _VECTORS}},
             },
-            SAFETENSORS: _BINARY | {"example": "tensor x (U8 or F32)"},
+            SAFETENSORS: _binary("Tensor x (U8 or F32)."),
             **_IMAGE_BODIES,
         },
-    }
+    },
 }

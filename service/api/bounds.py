@@ -8,9 +8,10 @@ Dimension key: B batch; a sample has the shape of its InputSchema.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
+from fastapi import Path
 
 from service.engine.protocol import Array, Labels
 from service.errors import TooLarge, Unprocessable
@@ -21,6 +22,8 @@ MAX_LABEL_CHARACTERS = 64
 _BEFORE_THE_EDGE = 0.95
 """Share of the edge's deadlines after which a stream of lines is told that it is too slow."""
 _BATCH_ID = re.compile(r"[0-9a-f]{32}")
+BatchId = Annotated[str, Path(json_schema_extra={"pattern": f"^{_BATCH_ID.pattern}$"})]
+"""A batch_id in a path, as the documents tell of it; `check_batch_id` checks it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

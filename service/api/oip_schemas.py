@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from service.api.body import JSON, OCTETS
+from service.api.body_schemas import IDEMPOTENCY_KEY
+from service.api.oip_body import HEADER_LENGTH, MAX_ID_CHARACTERS, OUTPUTS
 
 
 class Refusal(BaseModel):
@@ -129,32 +131,57 @@ _ASKED: dict[str, Any] = {
 }
 
 
+_OUTPUT: dict[str, Any] = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"enum": list(OUTPUTS)},
+        "parameters": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"binary_data": {"type": "boolean"}},
+        },
+    },
+}
+_HEADER: dict[str, Any] = {
+    "name": HEADER_LENGTH,
+    "in": "header",
+    "required": False,
+    "description": "Length of the JSON object in bytes, where binary tensors follow it.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+
+
 def _body(inputs: list[dict[str, Any]], example: list[dict[str, Any]]) -> dict[str, Any]:
     request = {
         "type": "object",
         "required": ["inputs"],
         "additionalProperties": False,
         "properties": {
-            "id": {"type": "string", "maxLength": 128},
+            "id": {"type": ["string", "null"], "maxLength": MAX_ID_CHARACTERS},
             "model_name": {},
             "model_version": {},
             "parameters": _PARAMETERS,
             "inputs": {"type": "array", "items": {"oneOf": inputs}, "maxItems": len(inputs)},
-            "outputs": {"type": "array", "items": {"type": "object"}},
+            "outputs": {"type": ["array", "null"], "items": _OUTPUT, "uniqueItems": True},
         },
     }
     return {
+        "parameters": [_HEADER],
         "requestBody": {
             "required": True,
             "content": {
                 JSON: {"schema": request, "example": {"inputs": example}},
                 OCTETS: {
-                    "schema": {"type": "string", "format": "binary"},
-                    "example": "the JSON object, as long as Inference-Header-Content-Length says, "
-                    "and the bytes of the tensors that have a binary_data_size",
+                    "schema": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": "The JSON object, as long as the header says, and the bytes "
+                        "of the tensors that have a binary_data_size.",
+                    }
                 },
             },
-        }
+        },
     }
 
 
@@ -162,6 +189,7 @@ INFER_BODY = _body([_X], [_ASKED])
 OBSERVE_BODY = _body(
     [_X, _Y], [_ASKED, {"name": "y", "datatype": "INT64", "shape": [2], "data": [0, -1]}]
 )
+OBSERVE_BODY["parameters"].append(IDEMPOTENCY_KEY)
 INFERRED: dict[int | str, dict[str, Any]] = {
     200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}}
 }

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.body import LINES
 from service.api.body_schemas import OBSERVE_BODY
-from service.api.bounds import check_batch_id
+from service.api.bounds import BatchId, check_batch_id
 from service.api.codec import Codec, Taken
 from service.api.schemas import Accepted, BatchState, problems
 from service.api.streams import StreamOf
@@ -52,7 +52,7 @@ def learn_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
         return await intake.accept(request, read)
 
     @router.get("/observations/{batch_id}", responses=problems(404, 422, 503))
-    async def observation(batch_id: str, request: Request) -> BatchState:
+    async def observation(batch_id: BatchId, request: Request) -> BatchState:
         """Tell what became of a batch: queued, learned (step, expert) or quarantined (reason).
 
         Of late labels also what became of each.

@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request
 
-from service.api.bounds import check_batch_id
+from service.api.bounds import BatchId, check_batch_id
 from service.api.principal import note_batch
 from service.api.schemas import BatchState, problems
 from service.api.schemas_admin import (
@@ -44,7 +44,7 @@ def quarantine_routes(stream_of: StreamOf) -> APIRouter:
         return QuarantinePage(quarantined=rows, after=following)
 
     @router.get("/{batch_id}", responses=problems(404, 409, 422, 503))
-    async def shown(batch_id: str, request: Request) -> QuarantinedDetails:
+    async def shown(batch_id: BatchId, request: Request) -> QuarantinedDetails:
         """Show a batch that was set aside: its reason, what its samples are, their labels."""
         check_batch_id(batch_id)
         one = await (await stream_of(request)).quarantine.find(batch_id)
@@ -58,7 +58,7 @@ def quarantine_routes(stream_of: StreamOf) -> APIRouter:
         responses=problems(400, 404, 409, 413, 415, 422, 503),
         openapi_extra=command_body(Nothing),
     )
-    async def retried(batch_id: str, request: Request) -> BatchState:
+    async def retried(batch_id: BatchId, request: Request) -> BatchState:
         """Append a batch to the log again, under its id; it is queued from now on."""
         check_batch_id(batch_id)
         note_batch(request, batch_id)
@@ -71,7 +71,7 @@ def quarantine_routes(stream_of: StreamOf) -> APIRouter:
         responses=problems(400, 404, 409, 413, 415, 422, 503),
         openapi_extra=command_body(Nothing),
     )
-    async def dropped(batch_id: str, request: Request) -> BatchState:
+    async def dropped(batch_id: BatchId, request: Request) -> BatchState:
         """Throw a batch away for good; its status is kept for a day."""
         check_batch_id(batch_id)
         note_batch(request, batch_id)

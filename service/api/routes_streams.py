@@ -7,7 +7,13 @@ from fastapi import APIRouter, Request, Response
 from service.api.principal import principal_of
 from service.api.schemas import problems
 from service.api.schemas_admin import read_command
-from service.api.schemas_streams import DECLARE_BODY, Declaration, DeclaredStream, StreamList
+from service.api.schemas_streams import (
+    DECLARE_BODY,
+    MAX_DECLARATION_BYTES,
+    Declaration,
+    DeclaredStream,
+    StreamList,
+)
 from service.api.streams import Streams, StreamServices
 from service.errors import SettingsError, Unprocessable
 from service.settings import OF_A_STREAM
@@ -30,7 +36,7 @@ def stream_routes(streams: Streams) -> APIRouter:
 
         What is left out is as for the default stream before any setting was made.
         """
-        asked = await read_command(request, Declaration)
+        asked = await read_command(request, Declaration, most=MAX_DECLARATION_BYTES)
         if asked.name == DEFAULT_STREAM:
             raise Unprocessable("bad_stream", "name: expected another name than default")
         try:

@@ -1,12 +1,13 @@
-"""GET /, /livez, /readyz and /metrics: what operators and their machines look at."""
+"""GET /, /docs, /livez, /readyz and /metrics: what operators and their machines look at."""
 
 import asyncio
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from service import __version__
+from service.api import page
 from service.api.keyring import Keyring
 from service.api.principal import principal_of
 from service.api.schemas import Readiness
@@ -16,7 +17,7 @@ from service.metrics import ApiMetrics
 
 
 def watch_routes() -> APIRouter:
-    """Return the route that tells what the service is."""
+    """Return the routes that tell what the service is."""
     router = APIRouter(tags=["watch"])
 
     @router.get("/")
@@ -32,6 +33,11 @@ def watch_routes() -> APIRouter:
             "ready": "/readyz",
             "docs": "/docs",
         }
+
+    @router.get("/docs", include_in_schema=False)
+    async def documents(request: Request) -> HTMLResponse:
+        """Show the API to people."""
+        return HTMLResponse(page.page(request.app.openapi()), headers=page.HEADERS)
 
     return router
 

@@ -181,7 +181,8 @@ class Readiness(BaseModel):
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return FastAPI's `responses` for the refusals a route may answer with."""
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+    content = {"application/problem+json": {"schema": schema}}
     return {status: {"description": _TITLES[status], "content": content} for status in statuses}
 
 
@@ -190,6 +191,7 @@ _TITLES = {
     401: "No key, or one that does not count",
     403: "The key has not the scope, or is for other streams",
     404: "There is no such thing, or no longer",
+    408: "The body did not come in time",
     409: "Lost a race; repeat with the same Idempotency-Key",
     413: "The body or the batch is too large",
     415: "Of a media type that is not read here, or encoded",

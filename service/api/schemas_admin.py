@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
 from service.api.body import JSON, media_type_of, read_body
@@ -112,6 +112,14 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _whole(value: object) -> object:
+    """Return 3.0 as 3: JSON has one kind of number, and some clients spell integers so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+
+
 class Nothing(Body):
     """`{}`: all is said by the path."""
 
@@ -132,20 +140,25 @@ class Pin(Body):
 class Resync(Body):
     """How many entries an administrator gives up for lost."""
 
-    accept_loss: Annotated[int, Field(ge=0, le=2**53)]
+    accept_loss: Annotated[int, Field(ge=0, le=2**53), WHOLE]
 
 
 _T = TypeVar("_T", bound=Body)
 
 
-async def read_command(request: Request, kind: type[_T]) -> _T:
+async def read_command(request: Request, kind: type[_T], *, most: int = MAX_BODY_BYTES) -> _T:
     """Return the JSON body of a command, which a web page of another origin cannot send.
+
+    Args:
+        request: whose body has not been read yet.
+        kind: what it is.
+        most: bytes.
 
     Raises:
         ServiceError: 400, 413, 415 or 422, naming what is wrong.
     """
     media_type_of(request, JSON)
-    document = parse_json(await read_body(request, MAX_BODY_BYTES))
+    document = parse_json(await read_body(request, most))
     if not isinstance(document, dict):
         raise Unprocessable("bad_body", "expected a JSON object")
     try:

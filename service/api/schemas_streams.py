@@ -1,11 +1,18 @@
 """What the documents about streams look like."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.api.schemas_admin import Body, command_body
-from service.settings import STREAM_NAME
+from service.api.schemas_admin import WHOLE, Body, command_body
+from service.settings import OF_A_STREAM, STREAM_NAME, Settings
+
+MAX_DECLARATION_BYTES = 2**20
+"""Largest body of a declaration, most of which are labels."""
+
+
+Whole = Annotated[int, WHOLE]
+"""An integer in JSON."""
 
 
 class StreamOptions(Body):
@@ -13,25 +20,25 @@ class StreamOptions(Body):
 
     input: str | None = None
     labels: list[int | str] | None = Field(default=None, min_length=1, max_length=10_000)
-    max_classes: int | None = None
-    max_backlog: int | None = None
+    max_classes: Whole | None = None
+    max_backlog: Whole | None = None
     preset: Literal["default", "paper"] | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     expert: Literal["vit", "dnn"] | None = None
     fusion: Literal["none", "fixed", "gated"] | None = None
     budget: float | None = None
-    statistics_bytes: int | None = None
-    replay_bytes: int | None = None
+    statistics_bytes: Whole | None = None
+    replay_bytes: Whole | None = None
     false_expansion_probability: float | None = None
-    false_expansion_horizon: int | None = None
+    false_expansion_horizon: Whole | None = None
     threshold: float | None = None
-    capacity: int | None = None
-    replay_per_batch: int | None = None
+    capacity: Whole | None = None
+    replay_per_batch: Whole | None = None
     learning_rate: float | None = None
-    patch: int | None = None
-    max_experts: int | None = None
-    label_window: int | None = None
-    label_window_bytes: int | None = None
+    patch: Whole | None = None
+    max_experts: Whole | None = None
+    label_window: Whole | None = None
+    label_window_bytes: Whole | None = None
 
 
 class Declaration(StreamOptions):
@@ -54,4 +61,18 @@ class StreamList(BaseModel):
     streams: list[DeclaredStream]
 
 
-DECLARE_BODY: dict[str, Any] = command_body(Declaration)
+def _declare_body() -> dict[str, Any]:
+    """Return what the OpenAPI page says of a declaration: each option as the setting is bound."""
+    body = command_body(Declaration)
+    [content] = body["requestBody"]["content"].values()
+    settings = Settings.model_json_schema()["properties"]
+    for name in OF_A_STREAM:
+        option = content["schema"]["properties"][name]
+        said = {key: one for key, one in settings[name].items() if key not in {"default", "title"}}
+        option["description"] = said.pop("description")
+        if "type" in said:
+            option["anyOf"] = [said, {"type": "null"}]
+    return body
+
+
+DECLARE_BODY: dict[str, Any] = _declare_body()
