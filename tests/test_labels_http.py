@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from service.api import keyring
 from service.api.body import JSON, LINES
@@ -231,8 +232,15 @@ async def test_what_is_kept_needs_both_scopes(
         token = create_key(api_settings.state_dir, name="one", scopes=scopes)[1]
         headers = {"Authorization": f"Bearer {token}"}
 
-        answer = await client.post("/predict?keep=true", json=UNLABELLED, headers=headers)
+        with capture_logs() as lines:
+            answer = await client.post("/predict?keep=true", json=UNLABELLED, headers=headers)
+        metrics = create_key(api_settings.state_dir, name="two", scopes=["metrics"])[1]
+        shown = await client.get("/metrics", headers={"Authorization": f"Bearer {metrics}"})
 
+    audited = [line for line in lines if line["event"] == "audit"]
+    assert [(line["route"], line["status"]) for line in audited] == [("/predict", status)]
+    refused = 'levit_requests_refused_total{reason="foreign_scope"} 1.0'
+    assert (refused in shown.text) == (status == 403)
     assert answer.status_code == status
     assert len(logged(redis_server)) == (status == 200)
     if status == 403:

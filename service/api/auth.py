@@ -7,6 +7,7 @@ what was in it.
 
 from contextlib import ExitStack, suppress
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 
 import structlog
@@ -121,7 +122,7 @@ class Authentication:
     async def _audited(
         self, scope: Scope, receive: Receive, send: Send, needed: Needed | None
     ) -> None:
-        """Hand a request on; write into the log that it changed something."""
+        """Hand a request on; write into the log that it changed something, or was forbidden to."""
         status = 500
 
         async def noting(message: Message) -> None:
@@ -133,7 +134,10 @@ class Authentication:
         try:
             await self._app(scope, receive, noting)
         finally:
-            if needed in WRITES or BATCH_ID in scope:
+            forbidden = status == HTTPStatus.FORBIDDEN  # by `principal.check_scope`
+            if forbidden:
+                self._refusals.labels("foreign_scope").inc()
+            if forbidden or needed in WRITES or BATCH_ID in scope:
                 log.info("audit", **_facts(scope), status=status)
 
 
