@@ -105,7 +105,7 @@ def _direct(batches: Batches, threads: int) -> float:
     engine = LevitEngines(threads=threads).create(_settings(threads), schema)
     started_at = time.perf_counter()
     for number, (x, y) in enumerate(batches, start=1):
-        engine.observe(number, schema.canonical(x), y)
+        engine.observe((number, 0), schema.canonical(x), y)
     return time.perf_counter() - started_at
 
 

@@ -10,8 +10,8 @@ from learner.config import LearnerConfig, paper
 from learner.errors import ConfigError, LearnerError, NonFiniteError, ShapeError, StateError
 from learner.levit import LEViT
 from learner.mixture import Mixture
-from learner.presets import dump, restore, restore_for_prediction
-from learner.report import Expansion, Life, ObserveReport, Prediction
+from learner.presets import dump, purge, restore, restore_for_prediction
+from learner.report import Expansion, Life, ObserveReport, Prediction, Purged, Stored
 from learner.scaler import unit
 from learner.state import LearnerState
 
@@ -32,10 +32,13 @@ __all__ = [
     "NonFiniteError",
     "ObserveReport",
     "Prediction",
+    "Purged",
     "ShapeError",
     "StateError",
+    "Stored",
     "dump",
     "paper",
+    "purge",
     "restore",
     "restore_for_prediction",
     "unit",

@@ -18,14 +18,13 @@ from torch import Tensor
 from learner.adaptive_mixture import AdaptiveExpert, Answer
 from learner.adaptive_parts import AdaptiveParts
 from learner.adaptive_training import FORWARD, AdaptiveTraining
-from learner.arrivals import Arrivals
+from learner.arrivals import Arrivals, Origin
 from learner.encoder import SMOOTH, Encoder
 from learner.held_out import fallen_bound
 from learner.knowledge import Knowledge
 from learner.newborn import first_expert, heir
 from learner.recent import Recent, recent_features, recent_width
 from learner.report import Expansion, ObserveReport, Prediction
-from learner.reservoir import sample_keys
 from learner.samples import (
     UNLABELLED,
     Label,
@@ -34,6 +33,7 @@ from learner.samples import (
     class_indexes,
     judged,
 )
+from learner.splitmix import sample_keys
 
 _FEW_CLASSES, _MOST_HELD = 3, 1000  # when the encoder is fitted, at the latest
 _SAVED = 100  # samples whose unspent budget one mini-batch may spend beside its own
@@ -47,7 +47,12 @@ class AdaptiveLEViT(AdaptiveParts):
     """
 
     def observe(
-        self, x: Tensor, labels: Labels | None = None, *, entry_number: int | None = None
+        self,
+        x: Tensor,
+        labels: Labels | None = None,
+        *,
+        entry_number: int | None = None,
+        source: int = 0,
     ) -> ObserveReport:
         """Learn once from one mini-batch; wholly or not at all.
 
@@ -56,12 +61,13 @@ class AdaptiveLEViT(AdaptiveParts):
                 [B, D].
             labels: int64 [B] with -1 for none, or B strings with "" for none; None for none at all.
             entry_number: names the samples in the replay buffer; default: the step.
+            source: a small number >= 0 that says who sent them.
 
         Raises:
             ShapeError: samples or labels do not fit; nothing changed.
             NonFiniteError: a loss or gradient was not finite; nothing changed.
         """
-        return self._whole(x, labels, entry_number, None)
+        return self._whole(x, labels, (entry_number, source), None)
 
     def label(
         self,
@@ -70,22 +76,20 @@ class AdaptiveLEViT(AdaptiveParts):
         right: Sequence[bool | None],
         *,
         entry_number: int | None = None,
+        source: int = 0,
     ) -> ObserveReport:
         """Learn the labels of samples that were observed before without; wholly or not at all.
 
         Sums, read-outs, replay buffer and networks learn them. They are no arrivals: no bet on
         change, no density model and no budget counts them again.
 
-        Args:
-            x: the samples, as `observe` takes them.
-            labels: as `observe` takes them.
-            right: whether each was answered right when somebody asked; None: it is asked now.
-            entry_number: names the samples in the replay buffer; default: the step.
+        Takes what `observe` does, and of each sample whether it was answered right when somebody
+        asked; None: it is asked now. The samples are of the source now that sent the labels.
 
         Raises:
             ShapeError, NonFiniteError: as `observe`.
         """
-        return self._whole(x, labels, entry_number, right)
+        return self._whole(x, labels, (entry_number, source), right)
 
     def predict(self, x: Tensor) -> Prediction:
         """Return labels, probabilities, routed experts and novelty; see `AdaptiveMixture`."""
@@ -107,18 +111,15 @@ class AdaptiveLEViT(AdaptiveParts):
         return self._expand(self.mixture.active, asked)
 
     def _whole(
-        self,
-        x: Tensor,
-        labels: Labels | None,
-        entry_number: int | None,
-        right: Sequence[bool | None] | None,
+        self, x: Tensor, labels: Labels | None, origin: Origin, right: Sequence[bool | None] | None
     ) -> ObserveReport:
         """Learn, or be as before; `right` only where the samples were here before."""
+        entry_number, source = origin
         x = checked_samples(x, self.config.input_shape).to(self.device)
         y_B, unseen = class_indexes(labels, len(x), self.mixture.classes)
         number = self.counts.step + 1 if entry_number is None else entry_number
-        arrivals = Arrivals.of(x, y_B.to(self.device), number, first=right is None)
-        before = self.undo_point(len(x))
+        arrivals = Arrivals.of(x, y_B.to(self.device), (number, source), first=right is None)
+        before = self.undo_point()
         try:
             return self._observe(arrivals, unseen, right)
         except BaseException:
@@ -200,6 +201,7 @@ class AdaptiveLEViT(AdaptiveParts):
             arrivals.x[rows_L],
             y_B[rows_L],
             arrivals.ids_B2[rows_L.cpu()],
+            arrivals.source_B[rows_L.cpu()],
             tokens=encoded.tokens_BRNE[rows_L],
             ready=torch.ones(len(rows_L), dtype=torch.bool),
         ).added

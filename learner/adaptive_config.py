@@ -26,6 +26,9 @@ class AdaptiveConfig:
     """Most samples in the replay buffer; None: as many as `replay_bytes` hold."""
     replay_bytes: int = 1024 * MIB
     """Bytes of the replay buffer, its cache of tokens counted."""
+    source_share: float = 0.25
+    """Most of the replay buffer that one of several sources takes from the others; 1 / sources
+    where that is more. 1: whoever writes most has most."""
     false_expansion_probability: float = 0.01
     """alpha: chance of a false expansion within `horizon` samples of an unchanging stream."""
     horizon: int = 100_000
@@ -55,6 +58,7 @@ class AdaptiveConfig:
         )
         _require(self.capacity is None or self.capacity >= 10, "capacity", ">= 10", self.capacity)
         _require(self.replay_bytes >= MIB, "replay_bytes", f">= {MIB}", self.replay_bytes)
+        _require(0 < self.source_share <= 1, "source_share", "> 0, <= 1", self.source_share)
         alpha = self.false_expansion_probability
         _require(0 < alpha < 1, "false_expansion_probability", "between 0 and 1", alpha)
         _require(self.horizon >= 1, "horizon", ">= 1", self.horizon)

@@ -25,7 +25,7 @@ from learner.reservoir import ReplayBuffer, ReplayPoint
 from learner.samples import UNLABELLED, Label
 from learner.view import compact
 
-_PER_MEMBER = 41  # bytes of a replay member's class, id, key, slot and flag
+_PER_MEMBER = 49  # bytes of a replay member's class, id, key, slot, source and flag
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,7 +107,13 @@ class AdaptiveParts:
         each = math.prod(config.input_shape) * (1 if len(config.input_shape) == 3 else 4)
         most = max(1000, config.replay_bytes // (each + math.prod(tokens) + _PER_MEMBER))
         most = min(most, config.capacity or most)
-        replay = ReplayBuffer(most, config.input_shape, salt=config.seed, device=self.device)
+        replay = ReplayBuffer(
+            most,
+            config.input_shape,
+            salt=config.seed,
+            share=config.source_share,
+            device=self.device,
+        )
         replay.register("tokens", tokens, torch.int8)
         replay.register("ready", (), torch.bool)
         return replay
@@ -136,8 +142,8 @@ class AdaptiveParts:
         counts.correct += int(right_L.sum())
         self.accuracy.count(right_L, y_B[y_B != UNLABELLED], len(self.mixture.classes))
 
-    def undo_point(self, n: int) -> AdaptivePoint:
-        """Return what brings everything back after a mini-batch of n samples."""
+    def undo_point(self) -> AdaptivePoint:
+        """Return what brings everything back after a mini-batch."""
         own = ("pending", "knowledge", "training", "replay", "growth", "losses")
         mixture = ("counts_K", "encoder", "first_KV", "read_out", "pools", "recent", "overruled")
         return AdaptivePoint(
@@ -147,7 +153,7 @@ class AdaptiveParts:
             experts=[(e, replace(e, life=replace(e.life))) for e in self.mixture.experts],
             training=self.training.undo_point() if self.training else None,
             knowledge=self.knowledge.undo_point() if self.knowledge else None,
-            replay=self.replay.undo_point(n),
+            replay=self.replay.undo_point(),
             counts=replace(self.counts),
             accuracy=(self.accuracy.overall, self.accuracy.by_class),
             random=self.generator.get_state(),

@@ -99,7 +99,13 @@ def _learning(levit: AdaptiveLEViT) -> dict[str, Tensor]:
 
 
 def _held(held: Arrivals) -> dict[str, Tensor]:
-    return {"x": held.x, "y": held.y_B, "ids": held.ids_B2, "first": held.first_B}
+    return {
+        "x": held.x,
+        "y": held.y_B,
+        "ids": held.ids_B2,
+        "first": held.first_B,
+        "source": held.source_B,
+    }
 
 
 def _values(levit: AdaptiveLEViT, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -144,7 +150,9 @@ def _restore_growth(levit: AdaptiveLEViT, state: LearnerState) -> None:
 def _restore_pending(levit: AdaptiveLEViT, state: LearnerState) -> None:
     if state.values["pending"]:
         held = under(state.tensors, "pending")
-        levit.pending = (Arrivals(held["x"], held["y"], held["ids"], held["first"]),)
+        levit.pending = (
+            Arrivals(held["x"], held["y"], held["ids"], held["first"], held["source"]),
+        )
 
 
 def _restore_knowledge(levit: AdaptiveLEViT, encoder: Encoder, state: LearnerState) -> None:

@@ -122,6 +122,17 @@ class Knowledge:
             self._solve_memory(mixture, labelled)
         return verdict.held
 
+    def remove(self, encoded: Encoded, y_B: Tensor) -> None:
+        """Take labelled samples out of the analytic memory again; not undoable."""
+        self.memory.remove(encoded.features_BF, y_B)
+        self.undo_point()  # folds what has queued up
+
+    def reconsider(self, mixture: AdaptiveMixture, replay: ReplayBuffer) -> int:
+        """Solve and ask anew, due or not, as samples have left; return how many were asked."""
+        self.marks = replace(self.marks, judged=0)
+        self._solve_memory(mixture, int(mixture.counts_K.sum()))
+        return self.judge(mixture, replay)
+
     def begin_own(self) -> None:
         """Begin an expert's own sums anew, for a newborn."""
         self.own = AnalyticMemory(self.own.features, device=self.own.device)
@@ -154,4 +165,4 @@ def due(now: int, then: int, growth: float, fewest: int = 0) -> bool:
 
 
 def _ridge_rule(features: int, samples: int) -> float:
-    return min(1.0, _RIDGE_RULE * features / samples)
+    return min(1.0, _RIDGE_RULE * features / max(1, samples))

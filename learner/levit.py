@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from learner.arrivals import Arrivals
+from learner.arrivals import Arrivals, Origin
 from learner.config import LearnerConfig
 from learner.evaluation import FadedAccuracy
 from learner.levit_parts import Counts, LevitPoint
@@ -65,7 +65,12 @@ class LEViT:
         self.novelty: float | None = None
 
     def observe(
-        self, x: Tensor, labels: Labels | None = None, *, entry_number: int | None = None
+        self,
+        x: Tensor,
+        labels: Labels | None = None,
+        *,
+        entry_number: int | None = None,
+        source: int = 0,
     ) -> ObserveReport:
         """Learn once from one mini-batch; wholly or not at all.
 
@@ -73,12 +78,13 @@ class LEViT:
             x: samples, uint8 or float32 [B, C, H, W] (floats in [0, 1]), or float32 [B, D].
             labels: int64 [B] with -1 for none, or B strings with "" for none; None for none at all.
             entry_number: names the samples in the replay memory; default: the step.
+            source: a small number >= 0 that says who sent them.
 
         Raises:
             ShapeError: samples or labels do not fit; nothing changed.
             NonFiniteError: a loss or gradient was not finite; nothing changed.
         """
-        return self._whole(x, labels, entry_number, None)
+        return self._whole(x, labels, (entry_number, source), None)
 
     def label(
         self,
@@ -87,22 +93,20 @@ class LEViT:
         right: Sequence[bool | None],
         *,
         entry_number: int | None = None,
+        source: int = 0,
     ) -> ObserveReport:
         """Learn the labels of samples that were observed before without; wholly or not at all.
 
         Ours. They are trained on as replayed samples are, and join the memory with their labels.
         They are no arrivals: neither the scaler nor the measuring of novelty counts them again.
 
-        Args:
-            x: the samples, as `observe` takes them.
-            labels: as `observe` takes them.
-            right: whether each was answered right when somebody asked; None: it is asked now.
-            entry_number: names the samples in the replay memory; default: the step.
+        Takes what `observe` does, and of each sample whether it was answered right when somebody
+        asked; None: it is asked now. The samples are of the source now that sent the labels.
 
         Raises:
             ShapeError, NonFiniteError: as `observe`.
         """
-        return self._whole(x, labels, entry_number, right)
+        return self._whole(x, labels, (entry_number, source), right)
 
     def predict(self, x: Tensor) -> Prediction:
         """Return labels, probabilities, answering experts and novelty; see `Mixture.predict`."""
@@ -132,17 +136,14 @@ class LEViT:
         return True
 
     def _whole(
-        self,
-        x: Tensor,
-        labels: Labels | None,
-        entry_number: int | None,
-        right: Sequence[bool | None] | None,
+        self, x: Tensor, labels: Labels | None, origin: Origin, right: Sequence[bool | None] | None
     ) -> ObserveReport:
         """Learn, or be as before; `right` only where the samples were here before."""
+        entry_number, source = origin
         x = checked_samples(x, self.config.input_shape).to(self.device)
         y_B, unseen = class_indexes(labels, len(x), self.mixture.classes)
         number = self.counts.step + 1 if entry_number is None else entry_number
-        arrivals = Arrivals.of(x, y_B.to(self.device), number, first=right is None)
+        arrivals = Arrivals.of(x, y_B.to(self.device), (number, source), first=right is None)
         before = self._undo_point(len(x))
         try:
             return self._observe(arrivals, unseen, right)
@@ -164,8 +165,8 @@ class LEViT:
         self.losses = self.trainer.run(self._steps(x, y_B, evidence), self.generator)
 
         # 3. Remember: the mini-batch joins the memory, the oldest members leave.
-        features_BJD = evidence.features_BED[:, :-1]
-        added = self.memory.add(x, y_B, arrivals.ids_B2, evidence.means_BJZ, features_BJD)
+        known = (evidence.means_BJZ, evidence.features_BED[:, :-1])
+        added = self.memory.add(arrivals, known)
         self._count(right_B, arrivals)
 
         # 4. Expand when the full memory is novel to every frozen expert.

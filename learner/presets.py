@@ -1,10 +1,13 @@
-"""One door to the state of learners of either preset; the state says which one it is of. Ours."""
+"""One door to what learners of either preset have in common: their state, and purging. Ours."""
 
-from learner import adaptive_served, adaptive_state, state
+from collections.abc import Iterable
+
+from learner import adaptive_served, adaptive_state, state, unlearning
 from learner.adaptive import AdaptiveLEViT
 from learner.adaptive_mixture import AdaptiveMixture
 from learner.levit import LEViT
 from learner.mixture import Mixture
+from learner.report import Purged, Stored
 from learner.state import LearnerState
 
 
@@ -39,6 +42,22 @@ def restore_for_prediction(
     if _preset(saved) == "default":
         return adaptive_served.restore_for_prediction(saved, device=device)
     return state.restore_for_prediction(saved, device=device)
+
+
+def purge(learner: LEViT | AdaptiveLEViT, source: int, stored: Iterable[Stored]) -> Purged:
+    """Take back what a source has sent, as far as its samples are held or handed in.
+
+    Networks keep what they learned, so preset `paper` only drops them from its memory. After an
+    exception the learner is no whole state.
+
+    Args:
+        learner: of either preset.
+        source: as `observe` took it.
+        stored: its mini-batches that are still there, in any order, as they were learned.
+    """
+    if isinstance(learner, AdaptiveLEViT):
+        return unlearning.purge(learner, source, stored)
+    return Purged(replay=learner.memory.drop(source), unlearned=None)
 
 
 def _preset(saved: LearnerState) -> str:

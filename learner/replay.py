@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from learner.arrivals import Arrivals
 from learner.config import LearnerConfig
 from learner.samples import UNLABELLED
 from learner.scaler import unit
@@ -36,6 +37,7 @@ class WindowMemory:
         self.device = device
         self.y_M = torch.full((self.capacity,), UNLABELLED, device=device)
         self.ids_M2 = torch.zeros(self.capacity, 2, dtype=torch.int64)
+        self.source_M = torch.zeros(self.capacity, dtype=torch.int32)
         self.clear(frozen=0)
 
     def __len__(self) -> int:
@@ -58,34 +60,44 @@ class WindowMemory:
         self.means_MJZ = torch.zeros(M, frozen, self.latent, device=self.device)
         self.features_MJD = torch.zeros(M, frozen, self.width, device=self.device)
 
-    def add(
-        self, x: Tensor, y_B: Tensor, ids_B2: Tensor, means_BJZ: Tensor, features_BJD: Tensor
-    ) -> range:
+    def add(self, arrivals: Arrivals, known: tuple[Tensor, Tensor]) -> range:
         """Take in a mini-batch, dropping the oldest members beyond capacity.
 
         Args:
-            x: samples as they arrived, uint8 or float32 [B, ...].
-            y_B: class indexes, -1 for none.
-            ids_B2: member ids (entry number, index), int64 on the CPU.
-            means_BJZ: posterior means under the frozen encoders.
-            features_BJD: features A_j(T) of the frozen experts.
+            arrivals: samples as they arrived, uint8 or float32.
+            known: posterior means under the frozen encoders, [B, J, Z], and features A_j(T) of the
+                frozen experts, [B, J, D].
 
         Returns the indexes into the batch of the samples that are now members: all, or the last
         `capacity` of a larger batch.
         """
+        x, ids_B2 = arrivals.x, arrivals.ids_B2
         kept = range(max(0, len(x) - self.capacity), len(x))
         if x.dtype == torch.float32:
             self.x = unit(self.x)  # lossless; from now on the window holds floats
         slots, rows = self._slots(len(kept)), slice(kept.start, kept.stop)
-        self.ids_M2[slots] = ids_B2[rows]
+        self.ids_M2[slots], self.source_M[slots] = ids_B2[rows], arrivals.source_B[rows]
         slots = slots.to(self.device)
         self.x[slots] = x[rows] if x.dtype == self.x.dtype else unit(x[rows])
-        self.y_M[slots] = y_B[rows]
-        self.means_MJZ[slots] = means_BJZ[rows]
-        self.features_MJD[slots] = features_BJD[rows]
+        self.y_M[slots] = arrivals.y_B[rows]
+        self.means_MJZ[slots], self.features_MJD[slots] = (part[rows] for part in known)
         self.cursor = (self.cursor + len(kept)) % self.capacity
         self.count = min(self.capacity, self.count + len(kept))
         return kept
+
+    def drop(self, source: int) -> int:
+        """Drop all members of a source, and return how many; not undoable.
+
+        The others keep their order.
+        """
+        oldest_first = self._slots(self.capacity) if self.full else torch.arange(self.count)
+        kept = oldest_first[self.source_M[oldest_first] != source]
+        dropped = self.count - len(kept)
+        if dropped:
+            for array in self._arrays():
+                array[: len(kept)] = array[kept.to(array.device)]
+            self.count = self.cursor = len(kept)
+        return dropped
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Return n member indexes, [n]: whole passes in random order, the last one partial.
@@ -107,7 +119,8 @@ class WindowMemory:
 
     def undo(self, point: MemoryPoint) -> None:
         """Put the members back to `point`."""
-        self.x, self.y_M, self.ids_M2, self.means_MJZ, self.features_MJD = point.arrays
+        self.x, self.y_M, self.ids_M2, self.source_M, *known = point.arrays
+        self.means_MJZ, self.features_MJD = known
         for array, rows in zip(point.arrays, point.rows, strict=True):
             array[point.slots.to(array.device)] = rows
         self.count, self.cursor = point.count, point.cursor
@@ -116,4 +129,4 @@ class WindowMemory:
         return (torch.arange(n) + self.cursor) % self.capacity
 
     def _arrays(self) -> tuple[Tensor, ...]:
-        return self.x, self.y_M, self.ids_M2, self.means_MJZ, self.features_MJD
+        return self.x, self.y_M, self.ids_M2, self.source_M, self.means_MJZ, self.features_MJD

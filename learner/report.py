@@ -5,11 +5,11 @@ Dimension key: B samples, K classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from learner.samples import Label
+from learner.samples import Label, Labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,25 @@ class ObserveReport:
     losses: Losses
     added: Sequence[int]
     """Indexes into the mini-batch of the samples that are now in the replay memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purged:
+    """What one `purge` took back."""
+
+    replay: int
+    """Samples that left the replay memory."""
+    unlearned: int | None
+    """Labelled samples taken out of the sums, or that never came into them; None without sums."""
+
+
+class Stored(NamedTuple):
+    """A mini-batch that was learned before, as it was."""
+
+    number: int
+    """Of its entry; it named the samples in the replay memory."""
+    x: Tensor
+    labels: Labels
 
 
 @dataclass(kw_only=True, slots=True)

@@ -53,6 +53,7 @@ def dump(levit: LEViT) -> LearnerState:
         "memory.x": memory.x[:n],
         "memory.y": memory.y_M[:n],
         "memory.ids": memory.ids_M2[:n],
+        "memory.source": memory.source_M[:n],
         "memory.means": memory.means_MJZ[:n],
         "memory.features": memory.features_MJD[:n],
     }
@@ -167,6 +168,7 @@ def _restore_memory(levit: LEViT, state: LearnerState) -> None:
     memory.x[:n] = _take(tensors, "memory.x", memory.x[:n])
     memory.y_M[:n] = _take(tensors, "memory.y", memory.y_M[:n])
     memory.ids_M2[:n] = _take(tensors, "memory.ids", memory.ids_M2[:n])
+    memory.source_M[:n] = _take(tensors, "memory.source", memory.source_M[:n])
     memory.means_MJZ[:n] = _take(tensors, "memory.means", memory.means_MJZ[:n])
     memory.features_MJD[:n] = _take(tensors, "memory.features", memory.features_MJD[:n])
     memory.cursor = state.values["memory_cursor"]

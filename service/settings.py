@@ -29,6 +29,7 @@ FOREIGN: Mapping[Preset, frozenset[str]] = {
             "budget",
             "statistics_bytes",
             "replay_bytes",
+            "key_replay_share",
             "false_expansion_probability",
             "false_expansion_horizon",
         }
@@ -43,6 +44,7 @@ LEARNER = (
     "budget",
     "statistics_bytes",
     "replay_bytes",
+    "key_replay_share",
     "false_expansion_probability",
     "false_expansion_horizon",
     "threshold",
@@ -55,7 +57,6 @@ LEARNER = (
     "label_window_bytes",
 )
 """Settings that the learner's state rests on; fixed for the life of a state directory."""
-
 OF_A_STREAM = (*LEARNER, "input", "labels", "max_classes", "max_backlog")
 """Settings that a stream may declare for itself."""
 STREAM_REPLAY_BYTES = 64 * 2**20
@@ -96,10 +97,8 @@ class Settings(BaseSettings):
     """Port of that listener, which floods of the first cannot starve; 0 turns it off."""
     insecure: bool = Field(default=False)
     """Serve while no key exists; refused unless `host` is loopback or `published_on_loopback`."""
-
     published_on_loopback: bool = Field(default=False)
     """Says that `host` is private to a container whose port is published on 127.0.0.1 only."""
-
     allowed_hosts: str | None = Field(default=None)
     """Names besides loopback's that insecure services and probes answer to, split at commas."""
 
@@ -160,6 +159,8 @@ class Settings(BaseSettings):
     """`default`: bytes of the sums that cannot forget; they set the number of filters."""
     replay_bytes: int = Field(default=512 * 2**20, ge=16 * 2**20)
     """`default`: bytes of the replay memory; half of Redis, so that the log has the other half."""
+    key_replay_share: float = Field(default=0.25, gt=0, le=1)
+    """`default`: most of it that one of several keys takes from others; 1 / keys where more."""
     false_expansion_probability: float = Field(default=0.01, gt=0, lt=1)
     """`default`: chance of an expansion within the horizon while nothing changes."""
     false_expansion_horizon: int = Field(default=100_000, ge=1)
@@ -243,9 +244,8 @@ class Settings(BaseSettings):
         """
         unknown = sorted(set(options) - set(OF_A_STREAM))
         if unknown:
-            raise SettingsError(
-                f"{unknown[0]}: expected an option of {', '.join(sorted(OF_A_STREAM))}"
-            )
+            known = ", ".join(sorted(OF_A_STREAM))
+            raise SettingsError(f"{unknown[0]}: expected an option of {known}")
         own = self.model_dump(exclude={*OF_A_STREAM, "state_dir", "redis_url", "stream"})
         fixed = {"stream": name, "state_dir": state_dir, "redis_url": redis_url}
         fields = {one: type(self).model_fields[one].default for one in OF_A_STREAM}

@@ -64,8 +64,9 @@ def test_replay_buffer_holds_no_more_than_its_bytes(shape: tuple[int, ...]) -> N
 
     ids = torch.stack([torch.ones(capacity), torch.arange(capacity)], 1).long()
     tokens = torch.zeros(capacity, *levit.replay.columns["tokens"].shape[1:])
-    ready = torch.ones(capacity)
-    levit.replay.add(torch.zeros(capacity, *shape), ids[:, 0], ids, tokens=tokens, ready=ready)
+    ready, source = torch.ones(capacity), torch.zeros(capacity, dtype=torch.int32)
+    x, y = torch.zeros(capacity, *shape), ids[:, 0]
+    levit.replay.add(x, y, ids, source, tokens=tokens, ready=ready)
 
     assert len(levit.replay) == capacity
     assert 1.9 * MIB < levit.replay.nbytes <= 2 * MIB

@@ -40,7 +40,7 @@ def expected(entries: int) -> str:
     engine = ToyEngines().create(Settings(), SCHEMA)
     for number, one in enumerate(STREAM[:entries], start=1):
         try:
-            engine.observe(number, *decode_payload(one.payload))
+            engine.observe((number, 0), *decode_payload(one.payload))
         except EntryRefused:
             continue
     return digest(engine.dump())

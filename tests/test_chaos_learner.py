@@ -53,7 +53,7 @@ async def test_killed_at_seven_named_steps_the_real_learner_ends_bit_equal(
     engine = LevitEngines(threads=1).create(made, SCHEMA)
     for number, one in enumerate(stream, start=1):
         x, labels = decode_payload(one.payload)
-        engine.observe(number, SCHEMA.canonical(x), labels)
+        engine.observe((number, 0), SCHEMA.canonical(x), labels)
 
     _, *told = points_of(made, "levit", *POINTS)
 

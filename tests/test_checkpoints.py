@@ -50,6 +50,7 @@ def write(checkpoints: Checkpoints, step: int, *, frozen: int = 1) -> StoredDire
         summary=asdict(Summary(step=step)),
         recent={},
         waiting=Waiting(Settings()).dump(),
+        writers={},
         canary={},
         health={},
         decisions=0,

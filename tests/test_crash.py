@@ -89,7 +89,7 @@ def expected() -> str:
     """The digest of an engine that was given STREAM directly: no log, no worker, no crash."""
     engine = ToyEngines().create(Settings(), SCHEMA)
     for number, one in enumerate(STREAM, start=1):
-        engine.observe(number, *decode_payload(one.payload))
+        engine.observe((number, 0), *decode_payload(one.payload))
     return digest(engine.dump())
 
 

@@ -41,7 +41,7 @@ def _learned(schema: InputSchema, batches: range, engine: LevitEngine | None = N
     engine = engine or ENGINES.create(_settings(), schema)
     for number in batches:
         x, y = _batch(schema, number)
-        engine.observe(number + 1, x, y if number % 3 else None)
+        engine.observe((number + 1, 0), x, y if number % 3 else None)
     return engine
 
 
@@ -113,7 +113,7 @@ def test_string_labels_and_gaps_reach_the_learner() -> None:
     schema = InputSchema.parse("vector:5")
     engine = ENGINES.create(_settings(), schema)
 
-    report = engine.observe(1, _batch(schema, 0)[0], ["a", "", "b", *[""] * 7])
+    report = engine.observe((1, 0), _batch(schema, 0)[0], ["a", "", "b", *[""] * 7])
 
     assert report.labelled == 2
     assert engine.summary().classes == ("a", "b")
@@ -125,7 +125,7 @@ def test_entry_that_does_not_fit_is_refused_and_leaves_no_trace() -> None:
     before = digest(engine.dump())
 
     with pytest.raises(EntryRefused, match="finite"):
-        engine.observe(4, np.full((2, 5), np.nan, np.float32), None)
+        engine.observe((4, 0), np.full((2, 5), np.nan, np.float32), None)
 
     assert digest(engine.dump()) == before
 

@@ -47,7 +47,7 @@ def _learned(schema: InputSchema, batches: range, engine: LevitEngine | None = N
     engine = engine or ENGINES.create(_settings(), schema)
     for number in batches:
         x, y = _batch(schema, number)
-        engine.observe(number + 1, x, y if number % 5 else None)
+        engine.observe((number + 1, 0), x, y if number % 5 else None)
     return engine
 
 
@@ -98,7 +98,7 @@ def test_every_member_was_reported_when_it_arrived(schema: InputSchema) -> None:
     engine, reported = ENGINES.create(_settings(), schema), set()
     for number in range(40):
         x, y = _batch(schema, number)
-        reported |= {(number + 1, i) for i in engine.observe(number + 1, x, y).added}
+        reported |= {(number + 1, i) for i in engine.observe((number + 1, 0), x, y).added}
         assert {tuple(id_) for id_ in engine.dump().members.tolist()} <= reported
 
 
@@ -184,7 +184,7 @@ def test_entry_that_does_not_fit_is_refused_and_leaves_no_trace(schema: InputSch
     before = digest(engine.dump())
 
     with pytest.raises(EntryRefused, match="finite"):
-        engine.observe(41, np.full((2, *schema.shape), np.nan, np.float32), None)
+        engine.observe((41, 0), np.full((2, *schema.shape), np.nan, np.float32), None)
 
     assert digest(engine.dump()) == before
 

@@ -40,7 +40,7 @@ def batch(number: int) -> tuple[Array, Array]:
 
 def observed(engine: LevitEngine, numbers: range) -> LevitEngine:
     for number in numbers:
-        engine.observe(number + 1, *batch(number))
+        engine.observe((number + 1, 0), *batch(number))
     return engine
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.engine.protocol import Array, Labels, ObserveReport
+from service.engine.protocol import Array, Labels, ObserveReport, Origin
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.store import directory
@@ -131,10 +131,10 @@ async def test_an_entry_whose_exception_ends_the_worker_is_set_aside_at_the_four
     await append_all(made, batches(6))
     observe = ToyEngine.observe
 
-    def fails(self: ToyEngine, number: int, x: Array, labels: Labels | None) -> ObserveReport:
-        if number == 4:
+    def fails(self: ToyEngine, origin: Origin, x: Array, labels: Labels | None) -> ObserveReport:
+        if origin[0] == 4:
             raise RuntimeError("a bug")
-        return observe(self, number, x, labels)
+        return observe(self, origin, x, labels)
 
     monkeypatch.setattr(ToyEngine, "observe", fails)
     for _ in range(3):
@@ -150,9 +150,9 @@ async def test_a_step_abandoned_at_its_very_end_is_done_again_from_the_checkpoin
     await append_all(settings(), batches(6))
     observe = ToyEngine.observe
 
-    def late(self: ToyEngine, number: int, x: Array, labels: Labels | None) -> ObserveReport:
-        report = observe(self, number, x, labels)
-        if number == 4:
+    def late(self: ToyEngine, origin: Origin, x: Array, labels: Labels | None) -> ObserveReport:
+        report = observe(self, origin, x, labels)
+        if origin[0] == 4:
             raise StepAbandoned
         return report
 

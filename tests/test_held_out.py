@@ -7,7 +7,8 @@ from torch import Generator
 from learner.adaptive import AdaptiveLEViT
 from learner.adaptive_training import AdaptiveTraining
 from learner.held_out import FEWEST, FIRST_BOUND, FIRST_RIDGES, MOST, fallen_bound, judged
-from learner.reservoir import ReplayBuffer, sample_keys
+from learner.reservoir import ReplayBuffer
+from learner.splitmix import sample_keys
 from tests.adaptive_streams import CONFIGS, caught, changing, grown, tiny
 from tests.streams import BATCH, CLASSES, Shift
 
@@ -17,7 +18,8 @@ Id = tuple[int, ...]
 def _filled(capacity: int, n: int) -> ReplayBuffer:
     replay = ReplayBuffer(capacity, (1,), salt=0)
     ids = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)], 1)
-    replay.add(torch.rand(n, 1), torch.zeros(n, dtype=torch.int64), ids)
+    nobody = torch.zeros(n, dtype=torch.int32)
+    replay.add(torch.rand(n, 1), torch.zeros(n, dtype=torch.int64), ids, nobody)
     return replay
 
 

@@ -66,12 +66,12 @@ def test_joined_samples_are_one_mini_batch_in_the_order_of_the_labels(
 ) -> None:
     first, second = walk.observe(images(1)), walk.keep(images(2), np.array([5, -1]))
     other = ToyEngines().create(Settings(), SCHEMA)
-    other.observe(1, images(1), None)
-    other.observe(2, images(2), None)
+    other.observe((1, 0), images(1), None)
+    other.observe((2, 0), images(2), None)
 
     walk.label({f"{second}:1": 6, f"{first}:0": 5, f"{second}:0": 5})
     x = np.concatenate([images(2, 1), images(1, 1), images(2, 1)])
-    other.label(3, x, np.array([6, 5, 5]), [False, None, True])
+    other.label((3, 0), x, np.array([6, 5, 5]), [False, None, True])
 
     assert walk.engine.chain == other.chain
     assert (walk.engine.samples, walk.engine.labelled) == (4, 3)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner import paper
+from learner.arrivals import Arrivals
 from learner.replay import WindowMemory
 
 
@@ -14,15 +15,17 @@ def _memory(capacity: int = 10) -> WindowMemory:
     return WindowMemory(paper((3,), capacity=capacity), torch.device("cpu"))
 
 
-def _add(memory: WindowMemory, values: list[int]) -> range:
+def _add(memory: WindowMemory, values: list[int], *, source: int = 0) -> range:
     n, frozen = len(values), memory.means_MJZ.shape[1]
-    return memory.add(
+    arrivals = Arrivals(
         torch.tensor(values, dtype=torch.float32)[:, None].expand(n, 3),
         torch.tensor(values),
         torch.stack([torch.tensor(values), torch.zeros(n, dtype=torch.int64)], 1),
-        torch.zeros(n, frozen, memory.latent),
-        torch.zeros(n, frozen, memory.width),
+        torch.full((n,), fill_value=True),
+        torch.full((n,), source, dtype=torch.int32),
     )
+    known = (torch.zeros(n, frozen, memory.latent), torch.zeros(n, frozen, memory.width))
+    return memory.add(arrivals, known)
 
 
 @given(st.lists(st.integers(1, 25), max_size=12))
@@ -61,6 +64,21 @@ def test_partial_draws_are_uniform() -> None:
 
     chi_square = sum((counts[i] - 600) ** 2 / 600 for i in range(10))
     assert chi_square < 27.9  # 99.9 % quantile at 9 degrees of freedom
+
+
+def test_a_purged_window_keeps_the_others_and_still_drops_the_oldest_first() -> None:
+    memory = _memory()
+    for value in range(14):
+        _add(memory, [value], source=value % 3)
+
+    dropped = memory.drop(1)
+    left = memory.y_M[: len(memory)].tolist()
+    _add(memory, [20, 21, 22, 23, 24])
+
+    assert (dropped, left) == (4, [5, 6, 8, 9, 11, 12])
+    assert sorted(memory.y_M.tolist()) == [6, 8, 9, 11, 12, 20, 21, 22, 23, 24]
+    assert torch.equal(memory.x[:, 0].long(), memory.y_M)
+    assert torch.equal(memory.ids_M2[:, 0], memory.y_M)
 
 
 def test_empty_memory_replays_nothing() -> None:

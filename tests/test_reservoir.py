@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner.reservoir import AddReport, ReplayBuffer, sample_keys
+from learner.reservoir import AddReport, ReplayBuffer
+from learner.splitmix import sample_keys
 
 CAPACITY = 20
 
 
-def _buffer(capacity: int = CAPACITY, *, salt: int = 1) -> ReplayBuffer:
-    return ReplayBuffer(capacity, (2,), salt=salt)
+def _buffer(capacity: int = CAPACITY, *, salt: int = 1, share: float = 0.25) -> ReplayBuffer:
+    return ReplayBuffer(capacity, (2,), salt=salt, share=share)
 
 
 def _ids(samples: list[int]) -> Tensor:
@@ -24,10 +25,15 @@ def _ids(samples: list[int]) -> Tensor:
     return torch.stack([n // 10, n % 10], 1)
 
 
-def _add(buffer: ReplayBuffer, samples: list[int]) -> AddReport:
+def _one(n: int) -> Tensor:
+    return torch.zeros(n, dtype=torch.int32)
+
+
+def _add(buffer: ReplayBuffer, samples: list[int], *, source: int = 0) -> AddReport:
     n = torch.tensor(samples, dtype=torch.int64)
     x = torch.stack([n, -n], 1).float()
-    return buffer.add(x, n, _ids(samples), **dict.fromkeys(buffer.columns, 3 * x))
+    derived = dict.fromkeys(buffer.columns, 3 * x)
+    return buffer.add(x, n, _ids(samples), _one(len(n)) + source, **derived)
 
 
 def _numbers(ids_B2: Tensor) -> list[int]:
@@ -158,9 +164,10 @@ def test_undo_leaves_no_trace(members: int) -> None:
     for each in (buffer, twin):
         each.register("tripled", (2,), torch.float32)
         x = torch.zeros(members, 2, dtype=torch.uint8)
-        each.add(x, torch.zeros(members).long(), _ids(list(range(members))), tripled=x)
+        ids = _ids(list(range(members)))
+        each.add(x, torch.zeros(members).long(), ids, _one(members), tripled=x)
 
-    point = buffer.undo_point(700)
+    point = buffer.undo_point()
     _add(buffer, list(range(5000, 5400)))
     _add(buffer, list(range(5400, 5700)))
     changed = not torch.equal(buffer.tensors()["ids"], twin.tensors()["ids"])
@@ -201,11 +208,11 @@ def test_restored_buffer_goes_on_as_if_never_stopped(members: int) -> None:
 def test_images_stay_bytes_until_a_float_comes() -> None:
     buffer = ReplayBuffer(4, (1, 2, 2), salt=0)
     none = torch.tensor([-1])
-    buffer.add(torch.full((1, 1, 2, 2), 51, dtype=torch.uint8), none, _ids([0]))
+    buffer.add(torch.full((1, 1, 2, 2), 51, dtype=torch.uint8), none, _ids([0]), _one(1))
     bytes_held = buffer.x.dtype
 
-    buffer.add(torch.full((1, 1, 2, 2), 0.4), none, _ids([1]))
-    buffer.add(torch.full((1, 1, 2, 2), 153, dtype=torch.uint8), none, _ids([2]))
+    buffer.add(torch.full((1, 1, 2, 2), 0.4), none, _ids([1]), _one(1))
+    buffer.add(torch.full((1, 1, 2, 2), 153, dtype=torch.uint8), none, _ids([2]), _one(1))
 
     assert bytes_held == torch.uint8
     torch.testing.assert_close(buffer.x[:3, 0, 0, 0], torch.tensor([0.2, 0.4, 0.6]))
@@ -216,7 +223,7 @@ def test_storage_follows_the_members_not_the_capacity() -> None:
     empty = buffer.nbytes
 
     x = torch.zeros(300, 3, 32, 32, dtype=torch.uint8)
-    buffer.add(x, torch.zeros(300).long(), _ids(list(range(300))))
+    buffer.add(x, torch.zeros(300).long(), _ids(list(range(300))), _one(300))
 
     assert empty == 0
     assert x.nbytes < buffer.nbytes < 2 * x.nbytes

@@ -13,6 +13,7 @@ OTHERS: dict[str, str] = {
     "budget": "3",
     "statistics_bytes": "2000000",
     "replay_bytes": "20000000",
+    "key_replay_share": "0.5",
     "false_expansion_probability": "0.1",
     "false_expansion_horizon": "7",
 }

@@ -24,6 +24,7 @@ from service.engine.protocol import (
     MemberId,
     Members,
     ObserveReport,
+    Origin,
     Prediction,
     Summary,
 )
@@ -74,21 +75,21 @@ class ToyEngine:
     frozen: dict[int, dict[str, Array]] = field(default_factory=dict)
     memory: list[tuple[MemberId, Array, Label | None]] = field(default_factory=list)
 
-    def observe(self, entry_number: int, x: Array, labels: Labels | None) -> ObserveReport:
+    def observe(self, origin: Origin, x: Array, labels: Labels | None) -> ObserveReport:
         listed = known(labels, len(x))
-        report = self._take(entry_number, x, listed, [None] * len(x))
+        report = self._take(origin, x, listed, [None] * len(x))
         self.samples += len(x)
         expanded = self.chain[0] % EXPANSION_ODDS == 0 and self.expand()
         return replace(report, expanded=expanded, added=[] if expanded else report.added)
 
     def label(
-        self, entry_number: int, x: Array, labels: Labels, right: Sequence[bool | None]
+        self, origin: Origin, x: Array, labels: Labels, right: Sequence[bool | None]
     ) -> ObserveReport:
-        return self._take(entry_number, x, known(labels, len(x)), right)
+        return self._take(origin, x, known(labels, len(x)), right)
 
     def _take(
         self,
-        entry_number: int,
+        origin: Origin,
         x: Array,
         listed: Sequence[Label | None],
         right: Sequence[bool | None],
@@ -106,10 +107,11 @@ class ToyEngine:
         for _ in range(min(4, len(self.memory))):
             _, sample, label = self.memory[self.generator.integers(len(self.memory))]
             self._learn(sample[np.newaxis], [label])
+        entry_number, _ = origin
         arrived = [((entry_number, i), x[i].copy(), listed[i]) for i in range(len(x))]
         self.memory = (self.memory + arrived)[-CAPACITY:]
         self.chain = hashlib.sha256(
-            self.chain + str((entry_number, listed)).encode() + x.tobytes()
+            self.chain + str((origin, listed)).encode() + x.tobytes()
         ).digest()
         self.step += 1
         self.labelled += sum(label is not None for label in listed)

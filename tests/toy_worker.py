@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.engine.protocol import Array, EngineState, Labels, Members, ObserveReport
+from service.engine.protocol import Array, EngineState, Labels, Members, ObserveReport, Origin
 from service.errors import CorruptState, SettingsError, StateDirectoryBusy
 from service.inputs import InputSchema
 from service.settings import Settings
@@ -47,10 +47,10 @@ DEADLY = 254
 class MortalEngine(ToyEngine):
     """Dies of what a bug in a library could make of some batch."""
 
-    def observe(self, entry_number: int, x: Array, labels: Labels | None) -> ObserveReport:
+    def observe(self, origin: Origin, x: Array, labels: Labels | None) -> ObserveReport:
         if x.flat[0] == DEADLY:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().observe(entry_number, x, labels)
+        return super().observe(origin, x, labels)
 
 
 class Mortal(ToyEngines):

@@ -29,6 +29,7 @@ class StreamOptions(Body):
     budget: float | None = None
     statistics_bytes: Whole | None = None
     replay_bytes: Whole | None = None
+    key_replay_share: float | None = None
     false_expansion_probability: float | None = None
     false_expansion_horizon: Whole | None = None
     threshold: float | None = None

@@ -69,6 +69,7 @@ def _default(settings: Settings, schema: InputSchema) -> learner.AdaptiveConfig:
         statistics_bytes=settings.statistics_bytes,
         capacity=min(held, settings.capacity or held),
         replay_bytes=settings.replay_bytes,
+        source_share=settings.key_replay_share,
         false_expansion_probability=settings.false_expansion_probability,
         horizon=settings.false_expansion_horizon,
         max_experts=settings.max_experts,

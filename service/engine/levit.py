@@ -20,6 +20,7 @@ from service.engine.protocol import (
     Labels,
     Members,
     ObserveReport,
+    Origin,
     Prediction,
     Summary,
 )
@@ -88,22 +89,26 @@ class LevitEngine:
         adaptive = isinstance(levit, learner.AdaptiveLEViT)
         self._layout = LAYOUTS["default" if adaptive else "paper"]
 
-    def observe(self, entry_number: int, x: Array, labels: Labels | None) -> ObserveReport:
+    def observe(self, origin: Origin, x: Array, labels: Labels | None) -> ObserveReport:
         """Learn once from one mini-batch; see the protocol."""
+        number, source = origin
         y = torch.from_numpy(labels) if isinstance(labels, np.ndarray) else labels
         try:
-            report = self._levit.observe(self._samples(x), y, entry_number=entry_number)
+            report = self._levit.observe(self._samples(x), y, entry_number=number, source=source)
         except learner.LearnerError as error:
             raise EntryRefused(str(error)) from error
         return self._report(report)
 
     def label(
-        self, entry_number: int, x: Array, labels: Labels, right: Sequence[bool | None]
+        self, origin: Origin, x: Array, labels: Labels, right: Sequence[bool | None]
     ) -> ObserveReport:
         """Learn the labels of samples that were observed before; see the protocol."""
+        number, source = origin
         y = torch.from_numpy(labels) if isinstance(labels, np.ndarray) else labels
         try:
-            report = self._levit.label(self._samples(x), y, right, entry_number=entry_number)
+            report = self._levit.label(
+                self._samples(x), y, right, entry_number=number, source=source
+            )
         except learner.LearnerError as error:
             raise EntryRefused(str(error)) from error
         return self._report(report)

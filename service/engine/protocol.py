@@ -23,6 +23,8 @@ Labels = NDArray[np.int64] | Sequence[str]
 """One per sample: integers >= 0 with -1 for none, or strings with "" for none."""
 MemberId = tuple[int, int]
 """A sample of the log: (entry number, index in its batch)."""
+Origin = tuple[int, int]
+"""Where a batch comes from: (entry number in its stream, counted from 1, number of its writer)."""
 
 
 class EntryRefused(Exception):
@@ -148,11 +150,11 @@ class Members:
 class Engine(Protocol):
     """The learner that learns; only the worker's main thread touches it."""
 
-    def observe(self, entry_number: int, x: Array, labels: Labels | None) -> ObserveReport:
+    def observe(self, origin: Origin, x: Array, labels: Labels | None) -> ObserveReport:
         """Learn once from one mini-batch; wholly or not at all.
 
         Args:
-            entry_number: ordinal of the entry in its stream, counted from 1.
+            origin: of the entry.
             x: samples [B, *schema.shape] (`InputSchema.canonical`), uint8 or float32.
             labels: one per sample, or None when there are none at all.
 
@@ -162,7 +164,7 @@ class Engine(Protocol):
         ...
 
     def label(
-        self, entry_number: int, x: Array, labels: Labels, right: Sequence[bool | None]
+        self, origin: Origin, x: Array, labels: Labels, right: Sequence[bool | None]
     ) -> ObserveReport:
         """Learn the labels of samples that were observed before without; wholly or not at all.
 
@@ -170,8 +172,8 @@ class Engine(Protocol):
         again.
 
         Args:
-            entry_number: ordinal of the entry that brings the labels; with it and their indexes
-                here the samples are named in the replay memory.
+            origin: of the entry that brings the labels; with its number and their indexes here the
+                samples are named in the replay memory, and its writer's they are now.
             x: the samples, as `observe` takes them.
             labels: one per sample.
             right: whether each was answered right when a client asked; None: the learner answers

@@ -33,13 +33,13 @@ from service.worker.step import Progress
 from service.worker.waiting import WaitingState
 from service.worker.waiting_files import read_waiting, waiting_files
 
-FORMAT = 3
+FORMAT = 4
 TRAINING = "training.safetensors"
 MEMBERS = "members.safetensors"
 RECENT = "recent.safetensors"
 CANARY = "canary.safetensors"
 OUTCOMES = "outcomes.json"
-_PLAIN = ("summary", "health", "decisions", "identity", "writer_epoch")  # as JSON
+_PLAIN = ("summary", "writers", "health", "decisions", "identity", "writer_epoch")  # as JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +56,14 @@ class Checkpoint:
     """Ids of the batches learned last; see `RecentBatches`."""
     waiting: WaitingState
     canary: Tensors
+    writers: Mapping[str, Any]
     health: Mapping[str, Any]
-    """See `Health.dump`; with `canary` all of it."""
+    """See `Writers.dump` and `Health.dump`; of health `canary` is the rest."""
     decisions: int
     """How many decisions had been followed."""
     identity: str
     """Of the log."""
     writer_epoch: int
-    """Of the worker that wrote it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class WorkerState:
         state.identity = checkpoint.identity
         state.memory.recent.load(checkpoint.recent)
         state.memory.waiting.load(checkpoint.waiting)
+        state.memory.writers.load(checkpoint.writers)
         state.health.load(checkpoint.health, checkpoint.canary)
         state.books.outcomes = list(checkpoint.outcomes)
         return state
@@ -63,6 +64,7 @@ class WorkerState:
             summary=asdict(engine.summary()),
             recent=self.memory.recent.dump(),
             waiting=self.memory.waiting.dump(),
+            writers=self.memory.writers.dump(),
             canary=self.health.canary.arrays(),
             health=self.health.dump(),
             decisions=decisions,

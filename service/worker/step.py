@@ -15,6 +15,7 @@ from service.store.entry import Entry, LabelOutcome
 from service.store.stream_ids import START
 from service.worker.recent import RecentBatches
 from service.worker.waiting import Lesson, Waiting
+from service.worker.writers import Writers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +48,12 @@ class Memory:
 
     recent: RecentBatches
     waiting: Waiting
+    writers: Writers
 
     @classmethod
     def fresh(cls, settings: Settings) -> Self:
         """Return what there is before the first step."""
-        return cls(RecentBatches(), Waiting(settings))
+        return cls(RecentBatches(), Waiting(settings), Writers())
 
     def lesson(self, entry: Entry) -> Lesson:
         """Return what there is to learn from the next entry; changes nothing."""
@@ -95,19 +97,22 @@ def _taken(engine: Engine, lesson: Lesson, decisions: Decisions, memory: Memory)
     if reason is not None:
         return Step(state="quarantined", reason=reason)
     try:
-        report = _learned(engine, lesson)
+        report = _learned(engine, lesson, memory.writers)
     except EntryRefused as refusal:
         return Step(state="quarantined", reason=str(refusal))
     memory.recent.add(entry.batch_id, 0 if report is None else report.step)
+    if report is not None:
+        memory.writers.learned(entry.key_id, report.labelled)
     memory.waiting.learned(lesson)
     return Step(state="learned", report=report, results=lesson.results)
 
 
-def _learned(engine: Engine, lesson: Lesson) -> ObserveReport | None:
+def _learned(engine: Engine, lesson: Lesson, writers: Writers) -> ObserveReport | None:
     """Return the engine's report; None where no late label has met its sample."""
     taught = lesson.taught
+    origin = (taught.number, writers.number(taught.key_id))
     if lesson.right is None:
-        return engine.observe(taught.number, taught.x, taught.labels)
+        return engine.observe(origin, taught.x, taught.labels)
     if taught.labels is None:
         return None
-    return engine.label(taught.number, taught.x, taught.labels, lesson.right)
+    return engine.label(origin, taught.x, taught.labels, lesson.right)

@@ -100,7 +100,7 @@ def _uninterrupted(
     engine = engines.create(settings, schema)
     for entry_number, one in batches:
         x, labels = workload.arrays(one.client, one.number)
-        engine.observe(entry_number, schema.canonical(x), labels)
+        engine.observe((entry_number, 0), schema.canonical(x), labels)
     return digest(engine.dump())
 
 
