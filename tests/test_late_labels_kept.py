@@ -231,7 +231,15 @@ def counts(**found: int) -> dict[str, int]:
 
 
 def files_of(payloads: dict[int, bytes], earlier: StoredDirectory | None, seq: int) -> WaitingFiles:
-    arrays = {"numbers": np.array(sorted(payloads), np.int64)}
+    """Return the files where every entry is known, and those with a payload wait."""
+    known = range(1, max(payloads, default=0) + 1)
+    arrays: Tensors = {
+        "numbers": np.array(known, np.int64),
+        "ids": np.array(known, np.int64).repeat(2).view(np.uint8).reshape(-1, 16),
+        "kinds": np.zeros(len(known), np.uint8),
+        "samples": np.ones(len(known), np.int64),
+        "waiting": np.array([number in payloads for number in known], np.uint8),
+    }
     return waiting_files(WaitingState(facts={}, arrays=arrays, payloads=payloads), earlier, seq)
 
 

@@ -189,6 +189,11 @@ class Waiting:
         self._nbytes -= len(self._payloads.pop(batch_id, b""))
 
 
+def waiting_numbers(arrays: Tensors) -> list[int]:
+    """Return the numbers of the entries with samples that wait, oldest first."""
+    return [one.number for _, one in _known(arrays) if one.waiting]
+
+
 def _parsed(sample_id: str) -> tuple[str, int]:
     batch_id, _, index = sample_id.partition(":")
     return batch_id, int(index)

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from service.store.directory import StoredDirectory
-from service.worker.waiting import WaitingState
+from service.worker.waiting import WaitingState, waiting_numbers
 
 ARRAYS = "waiting.safetensors"
 FACTS, LISTED = "waiting", "payloads"
@@ -71,17 +71,17 @@ def read_waiting(stored: StoredDirectory) -> WaitingState:
         CorruptState: a file is missing or not what was written.
     """
     arrays = load(stored.read(ARRAYS))
-    payloads = _payloads(stored, arrays["numbers"].tolist())
+    payloads = _payloads(stored, waiting_numbers(arrays))
     return WaitingState(facts=stored.facts[FACTS], arrays=arrays, payloads=payloads)
 
 
 def _payloads(stored: StoredDirectory, numbers: Sequence[int]) -> dict[int, bytes]:
-    """Return those of these numbers that there are, in their order."""
+    """Return the payloads of these entries; a file may hold others, which wait no longer."""
     found: dict[int, bytes] = {}
     for name in _listed(stored):
         arrays = load(stored.read(name))
         found |= {int(number): array.tobytes() for number, array in arrays.items()}
-    return {number: found[number] for number in numbers if number in found}
+    return {number: found[number] for number in numbers}
 
 
 def _listed(stored: StoredDirectory) -> dict[str, set[int]]:
