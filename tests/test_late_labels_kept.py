@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service import retrain
-from service.engine.protocol import Label
+from service.engine.protocol import Label, Tensors
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.store import directory, forks
