@@ -31,16 +31,14 @@ _DTYPE: dict[str, Any] = {
     "description": "What the numbers of x are; without it the stream's input decides.",
     "enum": ["uint8", "float32", None],
 }
+_LABEL: list[dict[str, Any]] = [
+    {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+    {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_CHARACTERS},
+]
 _Y: dict[str, Any] = {
     "description": "One label per sample, integers >= 0 or strings, null for none.",
     "type": ["array", "null"],
-    "items": {
-        "anyOf": [
-            {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
-            {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_CHARACTERS},
-            {"type": "null"},
-        ]
-    },
+    "items": {"anyOf": [*_LABEL, {"type": "null"}]},
 }
 _SAMPLES = {"type": "object", "required": ["x"], "additionalProperties": False}
 _VECTORS = {"x": [[0.2, 1.5, -3.0], [0.1, 1.7, -2.5]], "dtype": "float32"}
@@ -121,7 +119,7 @@ LABELS_BODY: dict[str, Any] = {
                             "type": "object",
                             "minProperties": 1,
                             "propertyNames": {"pattern": "^[0-9a-f]{32}:(0|[1-9][0-9]{0,8})$"},
-                            "additionalProperties": {"type": ["integer", "string"]},
+                            "additionalProperties": {"anyOf": _LABEL},
                         }
                     },
                 },
@@ -130,8 +128,12 @@ LABELS_BODY: dict[str, Any] = {
         },
     },
 }
+_KEY_OF_KEPT = IDEMPOTENCY_KEY | {
+    "description": "As of /observe; of what is not kept nobody looks at it.",
+    "schema": {"type": "string"},
+}
 PREDICT_BODY: dict[str, Any] = {
-    "parameters": [IDEMPOTENCY_KEY],
+    "parameters": [_KEY_OF_KEPT],
     "requestBody": {
         "required": True,
         "content": {
