@@ -44,6 +44,8 @@ class RequestMetrics:
     predict_batch_size: Histogram
     forward_duration: Histogram
     backlog: Gauge
+    backlog_limit: Gauge
+    disk_needed: Gauge
     staleness: Gauge
     worker_stopped: Gauge
 
@@ -120,6 +122,12 @@ class ApiMetrics:
             ["stream"],
             registry=registry,
         )
+        self._backlog_limit = Gauge(
+            "levit_stream_backlog_limit",
+            "Backlog at which /observe answers 503",
+            ["stream"],
+            registry=registry,
+        )
         self._staleness = Gauge(
             "levit_staleness_seconds",
             "Age of the oldest accepted entry that the served model has not learned; 0 without one",
@@ -137,9 +145,23 @@ class ApiMetrics:
             "1 while Redis answers and keeps what it is given, else 0",
             registry=registry,
         )
+        self.redis_memory = Gauge(
+            "levit_redis_memory_bytes", "Memory that Redis uses", registry=registry
+        )
+        self.redis_memory_limit = Gauge(
+            "levit_redis_memory_limit_bytes",
+            "Memory that Redis may use; /observe answers 503 from 80 % of it",
+            registry=registry,
+        )
         self.disk_free = Gauge(
             "levit_disk_free_bytes",
             "Free space where the state directory lies",
+            registry=registry,
+        )
+        self._disk_needed = Gauge(
+            "levit_disk_needed_bytes",
+            "Free space below which /observe answers 503: two checkpoints and the floor",
+            ["stream"],
             registry=registry,
         )
 
@@ -155,6 +177,8 @@ class ApiMetrics:
             predict_batch_size=self._predict_batch_size.labels(stream),
             forward_duration=self._forward_duration.labels(stream),
             backlog=self._backlog.labels(stream),
+            backlog_limit=self._backlog_limit.labels(stream),
+            disk_needed=self._disk_needed.labels(stream),
             staleness=self._staleness.labels(stream),
             worker_stopped=self._worker_stopped.labels(stream),
         )
@@ -173,6 +197,7 @@ class LearningMetrics:
     decisions: Mapping[str, Counter]
     """By kind."""
     gap: Gauge
+    experts_limit: Gauge
 
 
 class WorkerMetrics:
@@ -228,6 +253,12 @@ class WorkerMetrics:
             ["stream"],
             registry=registry,
         )
+        self._experts_limit = Gauge(
+            "levit_experts_limit",
+            "Experts beyond which an expansion is refused",
+            ["stream"],
+            registry=registry,
+        )
 
     def of(self, stream: str) -> LearningMetrics:
         """Return those of one stream; its series begin at zero."""
@@ -240,6 +271,7 @@ class WorkerMetrics:
             checkpoint_failures=self._checkpoint_failures.labels(stream),
             decisions=_by(self._decisions, stream, "skip", "expand", "renumber"),
             gap=self._gap.labels(stream),
+            experts_limit=self._experts_limit.labels(stream),
         )
 
 

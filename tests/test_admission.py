@@ -180,5 +180,16 @@ async def test_metrics_tell_the_free_space(
     assert "levit_disk_free_bytes 4096.0" in (await api.get("/metrics")).text
 
 
+async def test_metrics_tell_each_bound_beside_what_it_bounds(
+    api: httpx.AsyncClient, api_settings: Settings
+) -> None:
+    text = (await api.get("/metrics")).text
+
+    told = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line[0] != "#"}
+    assert told['levit_stream_backlog_limit{stream="default"}'] == api_settings.max_backlog
+    assert told['levit_disk_needed_bytes{stream="default"}'] == api_settings.disk_floor_bytes
+    assert 0 < told["levit_redis_memory_bytes"] < told["levit_redis_memory_limit_bytes"]
+
+
 def test_the_floor_is_half_a_gibibyte() -> None:
     assert Settings().disk_floor_bytes == 512 * MIB

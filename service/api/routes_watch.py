@@ -74,6 +74,8 @@ def probe_routes(
         try:
             facts = await streams.default.appender.facts()
             metrics.redis_ready.set(not facts.server.problems)
+            metrics.redis_memory.set(facts.server.memory_used)
+            metrics.redis_memory_limit.set(facts.server.memory_most)
             metrics.disk_free.set(facts.disk_free)
             await asyncio.gather(*(_measure(one) for one in streams.all.values()))
         except Unavailable:
@@ -86,7 +88,9 @@ def probe_routes(
 async def _measure(stream: StreamServices) -> None:
     facts = await stream.appender.facts()
     stream.metrics.worker_stopped.set(facts.worker_problem is not None)
+    stream.metrics.disk_needed.set(facts.disk_needed)
     stream.metrics.backlog.set(await stream.appender.backlog())
+    stream.metrics.backlog_limit.set(stream.settings.max_backlog)
     stream.metrics.staleness.set(await stream.staleness_s())
 
 

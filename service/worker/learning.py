@@ -61,6 +61,7 @@ class Learning:
         self._members = ReplayMembers(self.fence)
         self.way_back = WayBack(self.checkpoints, self.judge.decisions, self._log, self._members)
         watched.checkpoint_age.set_function(self.checkpoints.age_s)
+        watched.experts_limit.set(settings.max_experts)
 
     def restore(self) -> None:
         """Go on from the newest checkpoint that is whole, or begin where there never was one.
