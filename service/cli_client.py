@@ -106,12 +106,10 @@ def predict(
     if file.suffix.lower() in IMAGES:
         content = read_image(file)
         with connection(url, stream) as client:
-            typer.echo(_HEAD)
             _print_answers(client.predict_image(content), first=0)
         return
     x, _ = read_samples(file, ("x", "x_test"), ())
     with connection(url, stream) as client:
-        typer.echo(_HEAD)
         for at in range(0, len(x), batch_size):
             _print_answers(client.predict(x[at : at + batch_size]), first=at)
 
@@ -120,6 +118,9 @@ _HEAD = "sample\tlabel\tprobability\texpert\tnovelty"
 
 
 def _print_answers(found: Answers, *, first: int) -> None:
+    """Print a line for each sample; with the first one what stands in them."""
+    if first == 0:
+        typer.echo(_HEAD)
     best = found.probabilities.max(axis=1, initial=0.0)
     rows = zip(found.labels, best, found.experts, found.novelty, strict=True)
     for row, (label, probability, expert, novelty) in enumerate(rows, start=first):

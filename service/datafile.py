@@ -27,8 +27,12 @@ def read_arrays(path: Path) -> dict[str, Array]:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)  # noqa: TID251  the one place; no pickle
             return {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BadDataFile(f"expected an .npz, .npy or .csv of arrays at {path}: {error}") from None
+    except OSError as error:
+        raise BadDataFile(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        # numpy's words advise to unpickle what is of no format that it knows
+        reason = "it is of another format, or holds objects" if "pickle" in str(error) else error
+        raise BadDataFile(f"expected an .npz, .npy or .csv of arrays at {path}: {reason}") from None
 
 
 def _read_rows(path: Path) -> Array:

@@ -276,6 +276,8 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             field = str(first["loc"][0])
             name = prefix + (field.upper() if prefix else field)
+            if first["type"] == "value_error":  # ours, which says what it got
+                raise SettingsError(f"{name}: {first['ctx']['error']}") from None
             raise SettingsError(f"{name}: {first['msg']}, got {first['input']!r}") from None
 
     def _checked(self) -> Self:

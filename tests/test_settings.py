@@ -50,3 +50,19 @@ def test_no_setting_is_foreign_to_both_presets() -> None:
 
 def test_the_preset_that_works_without_thought_is_the_default() -> None:
     assert Settings.read().preset == "default"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("input", "foo", "expected image:HxWxC, vector:D or series:TxC, got 'foo'"),
+        ("port", "99999", "Input should be less than or equal to 65535, got '?99999'?"),
+    ],
+)
+def test_a_value_that_cannot_be_is_told_once(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"LEVIT_{name.upper()}", value)
+
+    with pytest.raises(SettingsError, match=f"^LEVIT_{name.upper()}: {said}$"):
+        Settings.read()
