@@ -118,7 +118,8 @@ async def test_a_client_that_hangs_up_within_its_body_is_no_fault_of_ours(
         "query_string": b"",
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
     }
-    await app(scope, receive, send)
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
 
     assert answered[0]["status"] == 400
     assert b"incomplete_body" in answered[1]["body"]
