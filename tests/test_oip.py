@@ -1,8 +1,8 @@
 """The Open Inference Protocol V2, asked by NVIDIA's client: the answers are those of /predict."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -39,16 +39,18 @@ class Service:
     url: str
     client: triton.InferenceServerClient
     settings: Settings
+    key: Mapping[str, str] = field(default_factory=dict)
+    """The header that lets in, where a key is needed."""
 
     def predict(self, x: Array) -> dict[str, Array]:
         """Return what /predict answers."""
-        answer = httpx.post(
-            f"{self.url}/predict", content=encode(x, None), headers={"Content-Type": SAFETENSORS}
-        )
+        headers = {"Content-Type": SAFETENSORS, **self.key}
+        answer = httpx.post(f"{self.url}/predict", content=encode(x, None), headers=headers)
         return arrays(answer.json())
 
     def until_served(self, position: str) -> None:
-        while httpx.get(f"{self.url}/experts").json()["position"] != position:
+        asked = partial(httpx.get, f"{self.url}/experts", headers=dict(self.key))
+        while asked().json()["position"] != position:
             time.sleep(0.05)
 
     def until_ready(self) -> None:
@@ -369,23 +371,33 @@ def test_a_learned_stream_answers_nvidias_client_as_it_answers_predict(
     if data != "digits" and DATA is None:
         pytest.skip("there is no LEVIT_DATA")
     stream = load_data(data, Path(DATA or ""), limit=limit)
-    served, engines = settings(insecure=True), load()
+    served, engines = settings(), load()
+    _, token = create_key(served.state_dir, name="me", scopes=["observe", "predict", "read"])
+    key = {"Authorization": f"Bearer {token}"}
     with (
         listening(served, lambda: engines) as address,
         triton.InferenceServerClient(address) as client,
     ):
-        service = Service(f"http://{address}", client, served)
+        service = Service(f"http://{address}", client, served, key)
         _observe(service, stream)
         learned = learn_all(served, engines)
         service.until_served(learned.progress.position)
         x, y = stream.x_test[:500], stream.y_test[:500]
 
+        assert client.is_server_ready(headers=dict(key))
+        assert client.is_model_ready("default", headers=dict(key))
+        described = client.get_model_metadata("default", headers=dict(key))
         expected = service.predict(x)
-        in_binary = client.infer("default", [tensor("x", x)])
+        in_binary = client.infer("default", [tensor("x", x)], headers=dict(key))
         wanted = [triton.InferRequestedOutput(name, binary_data=False) for name in expected]
-        in_json = client.infer("default", [tensor("x", x[:50], binary=False)], outputs=wanted)
+        in_json = client.infer(
+            "default", [tensor("x", x[:50], binary=False)], outputs=wanted, headers=dict(key)
+        )
         few = service.predict(x[:50])
 
+    assert described["inputs"] == [
+        {"name": "x", "datatype": "UINT8", "shape": [-1, *x.shape[1:], 1]}
+    ]
     np.testing.assert_equal({name: in_binary.as_numpy(name) for name in expected}, expected)
     np.testing.assert_equal({name: in_json.as_numpy(name) for name in few}, few)
     assert np.mean(in_binary.as_numpy("label") == y) >= least
@@ -393,7 +405,7 @@ def test_a_learned_stream_answers_nvidias_client_as_it_answers_predict(
 
 def _observe(service: Service, stream: DemoData) -> None:
     """Hand in the whole stream by way of the extension."""
-    with httpx.Client(base_url=service.url) as http:
+    with httpx.Client(base_url=service.url, headers=dict(service.key)) as http:
         for at in range(0, len(stream.x_train), stream.batch_size):
             batch = slice(at, at + stream.batch_size)
             labels = stream.y_train[batch].astype(np.int64)
