@@ -57,7 +57,7 @@ def purge(learner: LEViT | AdaptiveLEViT, source: int, stored: Iterable[Stored])
     """
     if isinstance(learner, AdaptiveLEViT):
         return unlearning.purge(learner, source, stored)
-    return Purged(replay=learner.memory.drop(source), unlearned=None)
+    return Purged(replay=learner.memory.drop(source), unlearned=0)
 
 
 def _preset(saved: LearnerState) -> str:

@@ -49,8 +49,8 @@ class Purged:
 
     replay: int
     """Samples that left the replay memory."""
-    unlearned: int | None
-    """Labelled samples taken out of the sums, or that never came into them; None without sums."""
+    unlearned: int
+    """Labelled samples taken out of the sums, or that never came into them; 0 without sums."""
 
 
 class Stored(NamedTuple):

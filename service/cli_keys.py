@@ -15,6 +15,8 @@ from service.settings import Settings
 from service.store.keys import Key, create_key, read_keys, revoke_key
 
 SCOPES_TOLD = ", ".join(get_args(Scope))
+WAIT_S = 10.0
+"""Longest wait of --purge for the worker."""
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 keys = typer.Typer(help="Who may use the service, and for what.", no_args_is_help=True)
@@ -74,11 +76,24 @@ def list_keys(state_dir: StateDir = None) -> None:
 @keys.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(help="Its id, as `levit keys list` shows it.")],
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Take back what it has written, as far as it is kept.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Let a key count no more; a running service knows within a second."""
-    key = revoke_key(Settings.read(state_dir=state_dir).state_dir, key_id)
+    """Let a key count no more; a running service knows within a second.
+
+    With --purge its samples leave the replay memory and the sums of every stream that it could
+    write to, now or once the worker is back; also of a key that was revoked before.
+    """
+    settings = Settings.read(state_dir=state_dir)
+    key = revoke_key(settings.state_dir, key_id, again=purge)
     typer.echo(f"key {key.id} ({key.name}) revoked")
+    if purge:
+        from service import purging
+
+        for done in purging.purge(settings, key, wait_s=WAIT_S):
+            typer.echo(done.told)
 
 
 def _seconds(text: str) -> int:

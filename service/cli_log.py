@@ -79,7 +79,7 @@ def replay(
     with closing(_history(settings)) as history, _bar() as bar:
         last = until or retrain.last_number(past, history)
         entries = bar.track(history.entries(0, last), total=last, description="replay")
-        done = retrain.replay(past, entries, engines)
+        done = retrain.replay(past, entries, engines, history.entries)
     if out is not None:
         retrain.write(done, past, out)
     for line in retrain.told(done, past):

@@ -269,7 +269,7 @@ class WorkerMetrics:
             checkpoint_bytes=self._checkpoint_bytes.labels(stream),
             checkpoint_age=self._checkpoint_age.labels(stream),
             checkpoint_failures=self._checkpoint_failures.labels(stream),
-            decisions=_by(self._decisions, stream, "skip", "expand", "renumber"),
+            decisions=_by(self._decisions, stream, "skip", "expand", "unlearn", "renumber"),
             gap=self._gap.labels(stream),
             experts_limit=self._experts_limit.labels(stream),
         )

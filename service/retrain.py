@@ -5,8 +5,8 @@ log, with the decisions that were taken, and compares with the checkpoints on th
 lock, reads only, and runs beside a worker.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from service.worker.environment import environment
 from service.worker.step import Memory, Progress, advance, advanced
 
 FORMAT = 1
+Reread = Callable[[int, int], Iterable[Entry]]
+"""Of two numbers: the entries behind the one up to and with the other; `History.entries` is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +115,14 @@ def last_number(past: Past, history: History) -> int:
     return past.kept[-1].number if past.kept else history.last()
 
 
-def replay(past: Past, entries: Iterable[Entry], engines: Engines) -> Replayed:
+def replay(past: Past, entries: Iterable[Entry], engines: Engines, reread: Reread) -> Replayed:
     """Return what entries make of a fresh learner.
 
     Args:
         past: of `remember`.
         entries: from the first one on, as `History.entries` yields them.
         engines: on as many threads as `past.settings` say.
+        reread: reads some of them again, where a key was purged.
 
     Raises:
         CorruptState: an entry is not what was accepted.
@@ -133,7 +136,11 @@ def replay(past: Past, entries: Iterable[Entry], engines: Engines) -> Replayed:
     for entry in entries:
         if engine is None:
             engine = engines.create(past.settings, entry.schema)
-        step = advance(engine, memory.lesson(entry), past.decisions, memory)
+        lesson = memory.lesson(entry)
+        after = past.decisions.unlearns(entry.number)
+        if after is not None:
+            lesson = replace(lesson, past=reread(after, entry.number - 1))
+        step = advance(engine, lesson, past.decisions, memory)
         progress = advanced(progress, entry, step)
         here = [one for one in past.kept if one.number == entry.number]
         if here:
@@ -223,6 +230,6 @@ def _given_up(facts: Mapping[str, Any], decisions: Decisions) -> bool:
 
 def _first_concerned(decision: Decision) -> float:
     """Return the number of the first entry to which a decision makes a difference."""
-    if decision.kind == "expand":
+    if decision.kind in {"expand", "unlearn"}:
         return decision.until
     return decision.after + 1 if decision.until > decision.after else float("inf")

@@ -8,7 +8,7 @@ import pytest
 
 from service.engine.configs import MEMBER_BYTES
 from service.engine.levit import LevitEngine, LevitEngines
-from service.engine.protocol import Array, EngineState, EntryRefused, Members
+from service.engine.protocol import Array, EngineState, EntryRefused, Members, Stored
 from service.errors import CorruptState, SettingsError
 from service.inputs import InputSchema
 from service.settings import Settings
@@ -55,6 +55,29 @@ def _learned(schema: InputSchema, batches: range, engine: LevitEngine | None = N
 def _whole(schema: str) -> LevitEngine:
     """Return what has learned the whole stream; not to be taught more."""
     return _learned(InputSchema.parse(schema), range(BATCHES))
+
+
+def test_a_purged_writer_leaves_as_the_protocol_says_and_the_engine_goes_on_alike() -> None:
+    schema = InputSchema.parse("vector:5")
+    engine, stored, labelled = ENGINES.create(_settings(capacity=40), schema), [], 0
+    for number in range(30):
+        x, y = _batch(schema, number)
+        engine.observe((number + 1, number % 3), x, y)
+        if number % 3 == 1:
+            stored.append(Stored(number + 1, x, y))
+            labelled += len(y)
+
+    told = engine.purge(1, stored)
+
+    assert (told.unlearned, engine.summary().replay_unlabelled) == (labelled, 0)
+    assert 0 < told.replay < labelled
+    members = {number for number, _ in engine.dump().members.tolist()}
+    assert all((number - 1) % 3 != 1 for number in members)
+    state = engine.dump()
+    again = ENGINES.restore(_settings(capacity=40), state, _members(schema, state))
+    for each in (engine, again):
+        _learned(schema, range(30, 40), each)
+    assert digest(engine.dump()) == digest(again.dump())
 
 
 def _members(schema: InputSchema, state: EngineState) -> Members:

@@ -60,7 +60,7 @@ def replayed(made: Settings) -> retrain.Replayed:
     past = retrain.remember(made)
     with closing(History(made.state_dir, str(made.redis_url))) as history:
         last = retrain.last_number(past, history)
-        return retrain.replay(past, history.entries(0, last), ToyEngines())
+        return retrain.replay(past, history.entries(0, last), ToyEngines(), history.entries)
 
 
 async def outcome(made: Settings, batch_id: str) -> BatchStatus:
@@ -132,7 +132,9 @@ async def test_a_replay_with_another_window_differs(settings: MakeSettings) -> N
     )
 
     with closing(History(made.state_dir, str(made.redis_url))) as history:
-        again = retrain.replay(other, history.entries(0, past.kept[-1].number), ToyEngines())
+        again = retrain.replay(
+            other, history.entries(0, past.kept[-1].number), ToyEngines(), history.entries
+        )
 
     assert again.sha256 != digest(checkpoint.state)
 
@@ -236,6 +238,7 @@ def files_of(payloads: dict[int, bytes], earlier: StoredDirectory | None, seq: i
     arrays: Tensors = {
         "numbers": np.array(known, np.int64),
         "ids": np.array(known, np.int64).repeat(2).view(np.uint8).reshape(-1, 16),
+        "keys": np.zeros((len(known), 8), np.uint8),
         "kinds": np.zeros(len(known), np.uint8),
         "samples": np.ones(len(known), np.int64),
         "waiting": np.array([number in payloads for number in known], np.uint8),

@@ -100,7 +100,7 @@ def replayed(made: Settings, until: int | None = None) -> retrain.Replayed:
     history = History(made.state_dir, str(made.redis_url))
     try:
         last = until or retrain.last_number(past, history)
-        return retrain.replay(past, history.entries(0, last), ToyEngines())
+        return retrain.replay(past, history.entries(0, last), ToyEngines(), history.entries)
     finally:
         history.close()
 
@@ -145,7 +145,7 @@ def test_replay_ends_in_the_state_of_the_worker(lived: tuple[Settings, Checkpoin
 def test_replay_that_ignores_the_decisions_ends_elsewhere(
     lived: tuple[Settings, Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Decisions, "skips", lambda *_: None)
+    monkeypatch.setattr(Decisions, "skips", lambda *_, **__: None)
 
     done = replayed(lived[0])
 
@@ -167,7 +167,7 @@ def test_replay_with_another_seed_ends_elsewhere(lived: tuple[Settings, Checkpoi
     other = replace(past, settings=past.settings.model_copy(update={"seed": 1}))
     history = History(made.state_dir, str(made.redis_url))
 
-    done = retrain.replay(other, history.entries(0, 62), ToyEngines())
+    done = retrain.replay(other, history.entries(0, 62), ToyEngines(), history.entries)
 
     assert not done.met[-1][1]
     history.close()

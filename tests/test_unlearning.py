@@ -117,6 +117,33 @@ def test_a_class_that_only_the_purged_source_showed_is_answered_no_more() -> Non
     assert not (after == 2).any()
 
 
+def test_answers_are_right_again_once_the_poison_is_purged() -> None:
+    """A key that writes as much as all others and turns every label."""
+    config = tiny((6,), budget=0.0)
+    shift, poisoned, clean = Shift((6,)), AdaptiveLEViT(config), AdaptiveLEViT(config)
+    for number in range(60):
+        y = torch.randint(0, 3, (10,), generator=shift.generator)
+        x = shift.draw(y)
+        bad = number % 2 == POISON
+        poisoned.observe(x, (y + 1) % 3 if bad else y, entry_number=number, source=number % 2)
+        if not bad:
+            clean.observe(x, y, entry_number=number)
+    true = torch.arange(3).repeat(100)
+    fresh = shift.draw(true)
+
+    before = _accuracy(poisoned, fresh, true)
+    learner.purge(poisoned, POISON, [])
+
+    assert before < 0.75
+    assert _accuracy(poisoned, fresh, true) >= _accuracy(clean, fresh, true) - 0.02 > 0.9
+
+
+def _accuracy(levit: AdaptiveLEViT, x: Tensor, true: Tensor) -> float:
+    answer = levit.predict(x)
+    columns = torch.tensor([int(one) for one in answer.classes])
+    return float((columns[answer.probabilities_BK.argmax(1)] == true).double().mean())
+
+
 def test_samples_that_wait_for_the_encoder_leave_no_trace_of_the_first_guess() -> None:
     config = tiny((6,), fit_samples=1000)
     levit, clean = AdaptiveLEViT(config), AdaptiveLEViT(config)
@@ -171,7 +198,7 @@ def test_the_published_preset_drops_them_from_its_window_and_has_no_sums() -> No
     for each in (levit, restored):
         for batch in phases(levit.config):
             each.observe(batch.x, batch.labels)
-    assert told == Purged(replay=10, unlearned=None)
+    assert told == Purged(replay=10, unlearned=0)
     assert _unequal(learner.dump(levit).tensors, learner.dump(restored).tensors) == []
 
 

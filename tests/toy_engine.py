@@ -9,7 +9,7 @@ Dimension key: B batch, D values of a sample, K classes, M members.
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +26,8 @@ from service.engine.protocol import (
     ObserveReport,
     Origin,
     Prediction,
+    Purged,
+    Stored,
     Summary,
 )
 from service.errors import CorruptState
@@ -74,6 +76,8 @@ class ToyEngine:
     counts_K: Array = field(default_factory=lambda: np.zeros(0))
     frozen: dict[int, dict[str, Array]] = field(default_factory=dict)
     memory: list[tuple[MemberId, Array, Label | None]] = field(default_factory=list)
+    writers: dict[int, int] = field(default_factory=dict)
+    """Who wrote the entries of the members, by number."""
 
     def observe(self, origin: Origin, x: Array, labels: Labels | None) -> ObserveReport:
         listed = known(labels, len(x))
@@ -107,9 +111,11 @@ class ToyEngine:
         for _ in range(min(4, len(self.memory))):
             _, sample, label = self.memory[self.generator.integers(len(self.memory))]
             self._learn(sample[np.newaxis], [label])
-        entry_number, _ = origin
+        entry_number, writer = origin
         arrived = [((entry_number, i), x[i].copy(), listed[i]) for i in range(len(x))]
         self.memory = (self.memory + arrived)[-CAPACITY:]
+        self.writers[entry_number] = writer
+        self._keep_writers()
         self.chain = hashlib.sha256(
             self.chain + str((origin, listed)).encode() + x.tobytes()
         ).digest()
@@ -127,6 +133,20 @@ class ToyEngine:
             added=list(range(max(0, len(x) - CAPACITY), len(x))),
         )
 
+    def purge(self, writer: int, stored: Iterable[Stored]) -> Purged:
+        """Drop members; that samples were unlearned shows in the chain alone."""
+        before, unlearned = len(self.memory), 0
+        self.memory = [one for one in self.memory if self.writers[one[0][0]] != writer]
+        self._keep_writers()
+        for one in stored:
+            unlearned += sum(label is not None for label in known(one.labels, len(one.x)))
+            self.chain = hashlib.sha256(self.chain + str(one.number).encode()).digest()
+        return Purged(replay=before - len(self.memory), unlearned=unlearned)
+
+    def _keep_writers(self) -> None:
+        numbers = {number for (number, _), _, _ in self.memory}
+        self.writers = {number: w for number, w in self.writers.items() if number in numbers}
+
     def expand(self) -> bool:
         if len(self.frozen) == MOST_FROZEN:
             return False
@@ -135,6 +155,7 @@ class ToyEngine:
             "chain": self._chain_array(),
         }
         self.memory = []
+        self.writers = {}
         return True
 
     def recall(self, x: Array) -> Prediction:
@@ -156,6 +177,7 @@ class ToyEngine:
                 "correct": self.correct,
                 "classes": list(self.classes),
                 "generator": self.generator.bit_generator.state,
+                "writers": list(self.writers.items()),
             },
         )
 
@@ -287,6 +309,7 @@ class ToyEngines:
             counts_K=counts_K,
             frozen={id_: dict(tensors) for id_, tensors in state.frozen.items()},
             memory=list(zip(ids, members.x, members.labels, strict=True)),
+            writers=dict(values["writers"]),
         )
 
     def predictor(self, state: EngineState) -> ToyPredictor:

@@ -86,7 +86,7 @@ def _labels(one: SetAside) -> list[Label | None] | None:
     """Return the labels of a batch, one a sample; of late labels those, in their order."""
     if one.fields["kind"] == "labels":
         return list(decode_given(one.payload).values())
-    if one.fields["kind"] == "predicted":
+    if one.fields["kind"] in {"predicted", "purge"}:
         return None
     _, labels = decode_payload(one.payload)
     if labels is None:

@@ -89,6 +89,17 @@ class LabelCounts(BaseModel):
     """For samples that had a label already."""
 
 
+class PurgeCounts(BaseModel):
+    """What purging a key has done, in samples."""
+
+    replay: int
+    """Dropped from the replay memory."""
+    unlearned: int
+    """Labelled samples that are counted no more."""
+    remaining: int
+    """Labelled samples still counted, as nobody has kept them; in preset paper all."""
+
+
 class BatchState(BaseModel):
     """The answer of GET /observations/{batch_id}."""
 
@@ -105,6 +116,7 @@ class BatchState(BaseModel):
                     "reason": None,
                     "labels": None,
                     "results": None,
+                    "purged": None,
                 }
             ]
         }
@@ -120,6 +132,8 @@ class BatchState(BaseModel):
     """Of a batch of late labels that the worker has come to."""
     results: list[LabelOutcome] | None
     """The outcome of each of these labels in the order they were sent, of the first 1,000."""
+    purged: PurgeCounts | None
+    """Of a purge that the worker has come to."""
 
 
 class Predictions(BaseModel):

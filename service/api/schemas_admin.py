@@ -39,8 +39,8 @@ class QuarantinePage(BaseModel):
 class QuarantinedDetails(QuarantinedBatch):
     """The answer of GET /quarantine/{batch_id}."""
 
-    kind: Literal["observed", "predicted", "labels"]
-    """What the entry is: samples to learn, samples that were answered, or late labels."""
+    kind: Literal["observed", "predicted", "labels", "purge"]
+    """What the entry is: samples to learn or that were answered, late labels, a purged key."""
     input: str
     """What its samples are."""
     labels: list[Label | None] | None

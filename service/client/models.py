@@ -91,6 +91,8 @@ class Observation:
     """Of late labels: how many were `joined`, `late`, `unknown` or `doubled`."""
     results: Sequence[str] | None = None
     """The same of each of the first 1,000, in the order they were told."""
+    purged: Mapping[str, int] | None = None
+    """Of a purge: samples that left the `replay` memory, were `unlearned`, or are `remaining`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ With its neighbours in this folder the only file of the service that knows torch
 Dimension key: B batch, M replay members.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from service.engine.protocol import (
     ObserveReport,
     Origin,
     Prediction,
+    Purged,
+    Stored,
     Summary,
 )
 from service.errors import CorruptState
@@ -104,14 +106,22 @@ class LevitEngine:
     ) -> ObserveReport:
         """Learn the labels of samples that were observed before; see the protocol."""
         number, source = origin
-        y = torch.from_numpy(labels) if isinstance(labels, np.ndarray) else labels
         try:
             report = self._levit.label(
-                self._samples(x), y, right, entry_number=number, source=source
+                self._samples(x), _as_tensor(labels), right, entry_number=number, source=source
             )
         except learner.LearnerError as error:
             raise EntryRefused(str(error)) from error
         return self._report(report)
+
+    def purge(self, writer: int, stored: Iterable[Stored]) -> Purged:
+        """Take back what a writer has sent; see the protocol."""
+        tensors = (
+            learner.Stored(one.number, self._samples(one.x), _as_tensor(one.labels))
+            for one in stored
+        )
+        told = learner.purge(self._levit, writer, tensors)
+        return Purged(replay=told.replay, unlearned=told.unlearned)
 
     def expand(self) -> bool:
         """Grow by one expert now; return whether it could."""
@@ -184,6 +194,10 @@ class LevitPredictor:
         """Return the answers for samples [B, *schema.shape], uint8 or float32."""
         samples = arrays.samples(x, self._mixture.config.input_shape)
         return _prediction(self._mixture.predict(samples))
+
+
+def _as_tensor(labels: Labels) -> Tensor | Sequence[str]:
+    return torch.from_numpy(labels) if isinstance(labels, np.ndarray) else labels
 
 
 def _prediction(answer: learner.Prediction) -> Prediction:

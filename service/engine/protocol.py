@@ -5,9 +5,9 @@ torch, the tests' toy engine without. An engine does not know Redis, files or cl
 Dimension key: B batch, M members of the replay memory; a sample has the shape of its InputSchema.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,25 @@ class ObserveReport:
     `cross_entropy` over those with a label, absent where there was none."""
     added: Sequence[int]
     """Indexes into the batch of the samples that are now in the replay memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purged:
+    """What one `purge` took back."""
+
+    replay: int
+    """Samples that left the replay memory."""
+    unlearned: int
+    """Labelled samples that count no more, but in networks; 0 where only networks count them."""
+
+
+class Stored(NamedTuple):
+    """Samples that were learned, and that somebody has kept."""
+
+    number: int
+    """Of their entry; with their indexes here they were named in the replay memory."""
+    x: Array
+    labels: Labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +200,15 @@ class Engine(Protocol):
 
         Raises:
             EntryRefused: the loss or a gradient was not finite; the state is unchanged.
+        """
+        ...
+
+    def purge(self, writer: int, stored: Iterable[Stored]) -> Purged:
+        """Take back what a writer has sent; after an exception the engine is no whole state.
+
+        Args:
+            writer: its number, as in `Origin`.
+            stored: its labelled samples that are kept outside, as they were learned.
         """
         ...
 

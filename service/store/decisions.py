@@ -4,9 +4,10 @@
                        "previous", "sha256"}
 
 `skip` sets the entries numbered after + 1 to until aside; with a checkpoint, the learner first goes
-back to it. `expand` makes the mixture grow right after the entry numbered `until`. `renumber` ends
-what was decided before about entries behind `after`: others have those numbers now. Whoever reads
-the log once more, a restarted worker or a replay, follows the same list and ends in the same state.
+back to it. `expand` makes the mixture grow right after the entry numbered `until`. `unlearn` says
+how far back the purge numbered `until` reaches. `renumber` ends what was decided before about
+entries behind `after`: others have those numbers now. Whoever reads the log once more, a restarted
+worker or a replay, follows the same list and ends in the same state.
 Each line carries the hash of the line before, so a line that is missing is noticed.
 """
 
@@ -29,12 +30,13 @@ _FIRST = "0" * 64
 class Decision:
     """One decision; entries are named by their number in the stream, counted from 1."""
 
-    kind: Literal["skip", "expand", "renumber"]
+    kind: Literal["skip", "expand", "unlearn", "renumber"]
     after: int
-    """`skip`, `renumber`: the last entry that stays; `expand`: same as `until`."""
+    """`skip`, `renumber`: the last entry that stays; `expand`: same as `until`; `unlearn`: the last
+    entry that is kept no longer."""
     until: int
     """`skip`: the last entry set aside; `expand`: the entry after which the mixture grows;
-    `renumber`: same as `after`."""
+    `unlearn`: the purge; `renumber`: same as `after`."""
     reason: str
     """What clients read of the entries set aside."""
     checkpoint: int | None = None
@@ -59,6 +61,7 @@ class Decisions:
         self._all: list[Decision] = []
         self._last_skipped = 0
         self._expansions: set[int] = set()
+        self._unlearned: dict[int, int] = {}
         self._last_hash, self._whole_bytes = _FIRST, 0
         for line in self._lines():
             self._take(self._read(line))
@@ -77,20 +80,30 @@ class Decisions:
         newer = self._all[since:]
         return [(one.checkpoint, one) for one in newer if one.checkpoint is not None]
 
-    def skips(self, number: int) -> str | None:
-        """Return why the entry of that number is set aside, or None where it is to be learned."""
+    def skips(self, number: int, *, order: bool = False) -> str | None:
+        """Return why the entry of that number is set aside, or None where it is to be learned.
+
+        Args:
+            number: of the entry.
+            order: whether it is an order, as a purge is: going back takes none of them back.
+        """
         if number > self._last_skipped:  # as nearly all are: each entry is asked about
             return None
         for one in reversed(self._all):
             if one.kind == "renumber" and number > one.after:
                 return None
-            if one.kind == "skip" and one.after < number <= one.until:
+            covers = one.kind == "skip" and one.after < number <= one.until
+            if covers and not (order and one.checkpoint is not None):
                 return one.reason
         return None
 
     def expands(self, number: int) -> bool:
         """Return whether the mixture grows right after the entry of that number."""
         return number in self._expansions
+
+    def unlearns(self, number: int) -> int | None:
+        """Return the last entry that the purge of that number cannot reach; None: undecided."""
+        return self._unlearned.get(number)
 
     def add(self, decision: Decision) -> None:
         """Take a decision; when this returns it is on disk.
@@ -119,9 +132,13 @@ class Decisions:
                 self._last_skipped = max(self._last_skipped, decision.until)
             case "expand":
                 self._expansions.add(decision.until)
+            case "unlearn":
+                self._unlearned[decision.until] = decision.after
             case "renumber":
                 self._last_skipped = min(self._last_skipped, decision.after)
                 self._expansions = {n for n in self._expansions if n <= decision.after}
+                kept = self._unlearned.items()
+                self._unlearned = {n: after for n, after in kept if n <= decision.after}
 
     def _lines(self) -> list[bytes]:
         try:

@@ -4,6 +4,7 @@
                 in its metadata as `labels`, a JSON list
     predicted   samples and, in place of labels, the answers that their client was given
     labels      labels for samples of earlier entries; JSON {"<batch_id>:<index>": label}
+    purge       an order to forget what its key has written; empty
 
 A client's valid safetensors body is stored as it came, so that the bytes that were hashed on
 arrival are the bytes that are learned. Redis checks nothing (a flipped byte in its append-only
@@ -26,7 +27,7 @@ from service.errors import CorruptState
 from service.inputs import InputSchema
 from service.scopes import ANONYMOUS_ID
 
-Kind = Literal["observed", "predicted", "labels"]
+Kind = Literal["observed", "predicted", "labels", "purge"]
 VERSION = "1"
 
 
@@ -109,7 +110,7 @@ class Header:
     """Samples, or labels."""
     kind: Kind = "observed"
     key_id: str = ANONYMOUS_ID
-    """Of the key that wrote it."""
+    """Of the key that wrote it, or that it purges."""
     idempotency_key: str | None = None
     model_version: int | None = None
     """Of the snapshot that answered; None unless `predicted`."""
@@ -214,6 +215,8 @@ def _content(kind: Kind, schema: InputSchema, payload: bytes) -> dict[str, Any]:
         CorruptState: it cannot be read.
         ValueError: its samples are not of the schema.
     """
+    if kind == "purge":
+        return {"x": schema.no_samples(), "labels": None}
     if kind == "labels":
         return {"x": schema.no_samples(), "labels": None, "given": decode_given(payload)}
     x, labels = decode_payload(payload)
@@ -247,6 +250,9 @@ class BatchStatus:
     """Id of the expert that was active; None unless learned."""
     reason: str | None = None
     """Why it was set aside; None unless quarantined."""
+    purged: Mapping[str, int] | None = None
+    """What a purge did, samples: `replay` left the replay memory, labelled ones were `unlearned`,
+    and so many are `remaining` counted. None unless it is one."""
     labels: Mapping[str, int] | None = None
     """How many of its labels had which outcome; None unless labels were handed in later."""
     results: str | None = None

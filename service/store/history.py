@@ -43,6 +43,21 @@ class History:
         with _present():
             return newest_number(self._redis, self._names)
 
+    def first(self, *, archived: bool) -> int:
+        """Return the number of the oldest entry that is kept, or of the next one.
+
+        Args:
+            archived: whether the archive goes on in the log.
+
+        Raises:
+            CorruptState: the archive is not what was written.
+            Unavailable: Redis is away.
+        """
+        for record in read_segments(self._archive, 0) if archived else ():
+            return record.number
+        with _present():
+            return read_range(self._redis, self._names, START, START)[0]
+
     def entries(self, after: int, until: int) -> Iterator[Entry]:
         """Yield the entries numbered after + 1 to until, in their order, a few in memory.
 

@@ -25,7 +25,7 @@ class Books:
         """Note what became of an entry."""
         facts: dict[str, Any] = {"state": "quarantined", "reason": step.reason}
         if step.state == "learned":
-            facts = {"state": "learned", **_labels(step.results)}
+            facts = {"state": "learned", "purged": step.purged, **_labels(step.results)}
             if step.report is not None:
                 facts |= {"step": step.report.step, "expert": step.report.expert}
         elif step.state == "repeated":

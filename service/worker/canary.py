@@ -35,6 +35,7 @@ class _Held:
     hash: bytes
     x: Array
     label: Label
+    key_id: str
     known: bool | None = None
     """Whether it was answered right when it was asked first; None before."""
 
@@ -72,7 +73,8 @@ class Canary:
             self._labelled += 1
             hashed = _hash(entry.number, index)
             if before < most or hashed < highest:
-                self._held[entry.number, index] = _Held(hashed, entry.x[index].copy(), label)
+                x = entry.x[index].copy()
+                self._held[entry.number, index] = _Held(hashed, x, label, entry.key_id)
         if len(self._held) > most:
             lowest = sorted(self._held.items(), key=lambda item: item[1].hash)[:most]
             self._held = dict(lowest)
@@ -125,6 +127,7 @@ class Canary:
         return {
             "ids": list(self._held),
             "labels": [one.label for one in self._held.values()],
+            "keys": [one.key_id for one in self._held.values()],
             "known": [one.known for one in self._held.values()],
             "first_seen": list(self._first_seen.items()),
             "labelled": self._labelled,
@@ -132,13 +135,17 @@ class Canary:
 
     def load(self, facts: Mapping[str, Any], arrays: Tensors) -> None:
         """Become what was dumped."""
-        listed = zip(facts["ids"], facts["labels"], facts["known"], strict=True)
+        listed = zip(*(facts[name] for name in ("ids", "labels", "keys", "known")), strict=True)
         self._held = {
-            (number, index): _Held(_hash(number, index), arrays[str(place)], label, known)
-            for place, ((number, index), label, known) in enumerate(listed)
+            (number, index): _Held(_hash(number, index), arrays[str(place)], *facts_)
+            for place, ((number, index), *facts_) in enumerate(listed)
         }
         self._first_seen = dict(facts["first_seen"])
         self._labelled = facts["labelled"]
+
+    def drop(self, key_id: str) -> None:
+        """Drop the samples of a key."""
+        self._held = {id_: one for id_, one in self._held.items() if one.key_id != key_id}
 
     def forget(self) -> None:
         """Drop all samples: they belong to a world that is gone."""

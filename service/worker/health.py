@@ -93,7 +93,9 @@ class Health:
     def after(self, engine: Engine, entry: Entry, step: Step) -> Verdict:
         """Return the verdict after `step` took the learner past an entry."""
         facts = self.facts
-        if step.state == "learned":
+        if step.purged is not None:
+            self.canary.drop(entry.key_id)
+        elif step.state == "learned":
             self.canary.add(entry)
         elif self._on_probation(entry.number) and _is_ours(step.reason):
             facts.set_aside.append(entry.position)

@@ -44,8 +44,12 @@ class Judge:
             reason: str | None = f"the worker died {deaths} times while it learned this batch"
         else:
             reason = health.contradiction(engine, entry)
-        if reason is not None and self.decisions.skips(number) is None:
+        if reason is not None and self._tried(entry):
             self.decide(Decision(kind="skip", after=number - 1, until=number, reason=reason))
+
+    def _tried(self, entry: Entry) -> bool:
+        """Say whether an entry is not set aside so far."""
+        return self.decisions.skips(entry.number, order=entry.kind == "purge") is None
 
     def after(self, health: Health, engine: Engine, entry: Entry, step: Step) -> Verdict:
         """Return the verdict on the learner after an entry; after a drift it has grown."""

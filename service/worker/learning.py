@@ -26,6 +26,7 @@ from service.store.snapshots import LateLabels, SnapshotWriter
 from service.store.stream_ids import RawEntry
 from service.worker.checkpoints import Checkpoints
 from service.worker.custody import Custody
+from service.worker.hindsight import Hindsight
 from service.worker.judge import Judge
 from service.worker.members import ReplayMembers
 from service.worker.state import WorkerState
@@ -51,6 +52,7 @@ class Learning:
         """What keeps a worker that was superseded from writing."""
         self._log = Log(self.fence)
         self._custody = Custody(settings, self.fence, watched)
+        self._hindsight = Hindsight(settings, url)
         self.checkpoints = Checkpoints(settings)
         self._snapshots = SnapshotWriter(settings.state_dir)
         self.judge = Judge(settings, watched)
@@ -139,6 +141,7 @@ class Learning:
         self._unsaved = self._astray = True
         with judge.attempts.of(entry.number):
             judge.before(state.health, engine, lesson.taught)
+            lesson = self._hindsight.looked_back(lesson, judge)
             with self._metrics.step_duration.time():
                 step = advance(engine, lesson, judge.decisions, state.memory)
             state.progress = advanced(state.progress, entry, step)
@@ -150,7 +153,7 @@ class Learning:
             return self._go_back_from(entry.number)
         self._astray = False
         grown = verdict == "drifted" or (step.report is not None and step.report.expanded)
-        return "save" if grown else "on"
+        return "save" if grown or step.purged is not None else "on"
 
     def save(self) -> None:
         """Put everything learned into a checkpoint, publish it and tell it.
@@ -257,6 +260,7 @@ class Learning:
     def close(self) -> None:
         """Close files and connections."""
         self.judge.attempts.close()
+        self._hindsight.close()
         self.fence.close()
 
     def _load_newest(self) -> bool:

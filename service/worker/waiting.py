@@ -8,7 +8,8 @@ the payloads lie in files of their own, to which later checkpoints link; see `wa
 Dimension key: E entries, M joined samples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from service.worker.recent import RecentBatches
 
 BOUNDS = ("label_window", "label_window_bytes")
 """Settings that decide which samples can still be joined."""
-_KINDS = ("observed", "predicted", "labels")
+_KINDS = ("observed", "predicted", "labels", "purge")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ class Lesson:
     right: Sequence[bool | None] | None = None
     """Of each late label that is joined: whether the answer that was given was right, None where
     none was given. None where samples arrive, not labels."""
+    past: Iterable[Entry] = ()
+    """The entries before a purge that are kept; empty otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +50,9 @@ class WaitingState:
     facts: Mapping[str, Any]
     """JSON-able."""
     arrays: Tensors
-    """`numbers` int64 [E], `ids` uint8 [E, 16], `kinds` uint8 [E], `samples` int64 [E], and
-    `waiting`, the bits, uint8: for each entry as many bytes as its samples take."""
+    """`numbers` int64 [E], `ids` uint8 [E, 16], `keys` uint8 [E, 8], hashes of the writers' ids,
+    `kinds` uint8 [E], `samples` int64 [E], and `waiting`, the bits, uint8: for each entry as many
+    bytes as its samples take."""
     payloads: Mapping[int, bytes]
     """By entry number, oldest first."""
 
@@ -60,6 +64,8 @@ class _Known:
     samples: int
     waiting: int
     """Bit i is set while sample i waits."""
+    key: bytes
+    """Of its writer; see `_hash`."""
 
 
 class Waiting:
@@ -104,7 +110,8 @@ class Waiting:
                 self._close(*_parsed(id_))
         samples = len(entry.x)
         waiting = sum(1 << i for i in range(samples) if entry.label(i) is None)
-        self._known[entry.batch_id] = _Known(entry.number, entry.kind, samples, waiting)
+        key = _hash(entry.key_id)
+        self._known[entry.batch_id] = _Known(entry.number, entry.kind, samples, waiting, key)
         if waiting:
             self._payloads[entry.batch_id] = entry.payload
             self._nbytes += len(entry.payload)
@@ -119,6 +126,12 @@ class Waiting:
         while self._nbytes > self._bounds["label_window_bytes"]:
             self._let_go(next(iter(self._payloads)))
 
+    def forget(self, key_id: str) -> None:
+        """Let go of all that a key has written."""
+        theirs = _hash(key_id)
+        for batch_id in [id_ for id_, one in self._known.items() if one.key == theirs]:
+            self._let_go(batch_id)
+
     def dump(self) -> WaitingState:
         """Return all of it; the payloads are shared."""
         known = list(self._known.values())
@@ -127,6 +140,7 @@ class Waiting:
         arrays: Tensors = {
             "numbers": np.array([one.number for one in known], np.int64),
             "ids": np.frombuffer(ids, np.uint8).reshape(-1, 16),
+            "keys": np.frombuffer(b"".join(one.key for one in known), np.uint8).reshape(-1, 8),
             "kinds": np.array([_KINDS.index(one.kind) for one in known], np.uint8),
             "samples": np.array([one.samples for one in known], np.int64),
             "waiting": np.frombuffer(bits, np.uint8),
@@ -214,6 +228,10 @@ def _as_labels(labels: Sequence[Label]) -> Labels | None:
     return strings or np.array(labels, np.int64)
 
 
+def _hash(key_id: str) -> bytes:
+    return hashlib.blake2b(key_id.encode(), digest_size=8).digest()
+
+
 def _bytes(samples: int) -> int:
     return -(-samples // 8)
 
@@ -222,8 +240,9 @@ def _known(arrays: Tensors) -> Iterator[tuple[str, _Known]]:
     """Yield each entry by its batch id."""
     bits, at = arrays["waiting"].tobytes(), 0
     columns = (arrays[name].tolist() for name in ("numbers", "kinds", "samples"))
-    for row, (number, kind, samples) in zip(arrays["ids"], zip(*columns, strict=True), strict=True):
+    facts = zip(arrays["ids"], arrays["keys"], zip(*columns, strict=True), strict=True)
+    for row, key, (number, kind, samples) in facts:
         end = at + _bytes(samples)
         waiting = int.from_bytes(bits[at:end], "little")
-        yield row.tobytes().hex(), _Known(number, _KINDS[kind], samples, waiting)
+        yield row.tobytes().hex(), _Known(number, _KINDS[kind], samples, waiting, key.tobytes())
         at = end
