@@ -244,8 +244,7 @@ class Settings(BaseSettings):
         """
         unknown = sorted(set(options) - set(OF_A_STREAM))
         if unknown:
-            known = ", ".join(sorted(OF_A_STREAM))
-            raise SettingsError(f"{unknown[0]}: expected an option of {known}")
+            raise SettingsError(f"{unknown[0]}: expected an option of {', '.join(OF_A_STREAM)}")
         own = self.model_dump(exclude={*OF_A_STREAM, "state_dir", "redis_url", "stream"})
         fixed = {"stream": name, "state_dir": state_dir, "redis_url": redis_url}
         fields = {one: type(self).model_fields[one].default for one in OF_A_STREAM}
@@ -273,8 +272,7 @@ class Settings(BaseSettings):
             made = cls(**values)
             return made._checked()
         except ValidationError as error:
-            first = error.errors()[0]
-            field = str(first["loc"][0])
+            field = str((first := error.errors()[0])["loc"][0])
             name = prefix + (field.upper() if prefix else field)
             if first["type"] == "value_error":  # ours, which says what it got
                 raise SettingsError(f"{name}: {first['ctx']['error']}") from None
