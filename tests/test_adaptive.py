@@ -44,11 +44,11 @@ def _learned(levit: AdaptiveLEViT, *, seed: int = 0, steps: int | None = None) -
     return levit
 
 
-def test_only_samples_labels_and_their_name_enter_the_learner() -> None:
+def test_only_samples_labels_their_name_and_sender_enter_the_learner() -> None:
     observe = inspect.signature(AdaptiveLEViT.observe).parameters
     predict = inspect.signature(AdaptiveLEViT.predict).parameters
 
-    assert list(observe) == ["self", "x", "labels", "entry_number"]
+    assert list(observe) == ["self", "x", "labels", "entry_number", "source"]
     assert list(predict) == ["self", "x"]
 
 

@@ -63,6 +63,7 @@ async def made(settings: MakeSettings) -> Settings:
     for path in list(Checkpoints(made).newest_first()):
         if directory.open_directory(path).facts["progress"]["consumed"] not in SAVED:
             directory.remove(path)  # those made when the mixture grew
+    restored(made)  # archives and trims up to the oldest, for all copies
     return made
 
 
