@@ -1,6 +1,5 @@
 """What operators take: read as data, compared with the code and with what we promise of it."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import yaml
 
 from service.settings import PREFIX, Settings
 from service.store.server import OPTIONS
+from tests.dashboards import ANNOTATIONS, DASHBOARDS, PANELS, QUERIES, metrics_in
 from tests.metric_families import series_names
 
 ROOT = Path(__file__).parent.parent
@@ -20,25 +20,15 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PROBE_PORT = re.findall(r"LEVIT_PROBE_PORT=(\d+)", DOCKERFILE)[0]
 PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())
 GRAFANA = ROOT / "deploy/grafana"
-DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/levit.json").read_text())
-QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]] + [
-    annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]
-]
-
 
 RELEASE = re.compile(r"v?\d+\.\d+\.\d+\b")
 """What a tag begins with that is not moved to the next version."""
 PASSWORD = re.compile(
     r"(?i:password|passwd|secret|token)\"?\s*[:=]\s*\"?(?!/run/secrets/)[\w]"
-    r"|^\s*(?:requirepass|masterauth)\b|://[^/\s@]*:[^/\s@]+@|\s>\S",
+    r"|^\s*(?:requirepass|masterauth)\b|://[^/\s@]*:[^/\s@]+@|\s>(?!= )\S",
     re.MULTILINE,
 )
 """Where something secret would be written out: a value, an address with a password, a user's."""
-
-
-def metrics_in(query: str) -> set[str]:
-    """Return the metrics that a PromQL query names, ours and those of processes."""
-    return set(re.findall(r"\b(?:levit|process)_\w+", query))
 
 
 def test_compose_runs_what_the_readme_says() -> None:
@@ -235,9 +225,16 @@ def test_prometheus_scrapes_both_processes_every_five_seconds() -> None:
     }
     worker = Settings.model_fields["worker_metrics_port"].default
 
-    assert PROMETHEUS["global"]["scrape_interval"] == "5s"
+    assert PROMETHEUS["global"] == {"scrape_interval": "5s", "evaluation_interval": "15s"}
     assert targets == {f"api:{PROBE_PORT}", f"worker:{worker}"}
     assert {target.split(":")[0] for target in targets} <= set(SERVICES)
+
+
+def test_prometheus_finds_the_alert_rules_beside_its_configuration() -> None:
+    mounted = SERVICES["prometheus"]["volumes"]
+
+    assert PROMETHEUS["rule_files"] == ["alerts.yml"]
+    assert "./deploy/alerts.yml:/etc/prometheus/alerts.yml:ro" in mounted
 
 
 def test_probes_use_the_listener_that_a_flood_does_not_reach() -> None:
@@ -250,11 +247,12 @@ def test_probes_use_the_listener_that_a_flood_does_not_reach() -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_the_dashboard_names_only_metrics_that_exist(query: str) -> None:
-    known = series_names() | {"process_resident_memory_bytes"}
+def test_the_dashboards_name_only_metrics_that_exist(query: str) -> None:
+    asked = metrics_in(query)
+    of_others = {name for name in asked if name.startswith("process_")} | {"up", "ALERTS"}
 
-    assert metrics_in(query)
-    assert metrics_in(query) <= known
+    assert asked
+    assert asked <= series_names() | of_others
 
 
 def test_a_misspelt_metric_would_be_noticed() -> None:
@@ -276,17 +274,70 @@ def test_a_misspelt_metric_would_be_noticed() -> None:
         "levit_snapshot_age_seconds",
         "levit_staleness_seconds",
         "levit_samples_learned_total",
+        "levit_checkpoint_age_seconds",
+        "levit_requests_refused_total",
+        "levit_redis_memory_bytes",
+        "levit_disk_free_bytes",
+        "process_resident_memory_bytes",
     ],
 )
-def test_the_dashboard_shows(metric: str) -> None:
+def test_the_dashboards_show(metric: str) -> None:
     assert metric in set().union(*map(metrics_in, QUERIES))
 
 
-@pytest.mark.parametrize("panel", DASHBOARD["panels"], ids=lambda panel: str(panel["title"]))
-def test_a_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_says_what_it_shows_and_in_which_unit(name: str) -> None:
+    panel = PANELS[name]
+
+    assert panel["title"]
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["targets"]
     assert all(target["legendFormat"] for target in panel["targets"])
+
+
+def test_no_two_dashboards_or_panels_are_taken_for_one() -> None:
+    assert set(DASHBOARDS) == {"overview", "learning", "operations"}
+    assert len({board["uid"] for board in DASHBOARDS.values()}) == len(DASHBOARDS)
+    assert len({board["title"] for board in DASHBOARDS.values()}) == len(DASHBOARDS)
+    for board in DASHBOARDS.values():
+        assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+        assert len({panel["title"] for panel in board["panels"]}) == len(board["panels"])
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_no_panel_covers_another(name: str) -> None:
+    taken = [
+        (x, y)
+        for panel in DASHBOARDS[name]["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+
+    assert len(set(taken)) == len(taken)
+    assert max(x for x, _ in taken) < 24
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_a_dashboard_asks_for_the_chosen_streams(name: str) -> None:
+    (variable,) = DASHBOARDS[name]["templating"]["list"]
+    asked = [
+        target["expr"]
+        for panel in DASHBOARDS[name]["panels"]
+        for target in panel["targets"]
+        if "stream" in target["legendFormat"]
+    ]
+
+    assert (variable["name"], variable["allValue"]) == ("stream", ".*")
+    assert variable["definition"] == "label_values(levit_experts, stream)"
+    assert asked
+    assert [query for query in asked if 'stream=~"$stream"' not in query] == []
+
+
+def test_expansions_are_marked_where_learning_is_shown() -> None:
+    for name in ("overview", "learning"):
+        marks = [one["expr"] for one in DASHBOARDS[name]["annotations"]["list"]]
+        assert any("levit_expansions_total" in query for query in marks)
 
 
 def test_grafana_finds_its_datasource_and_dashboards() -> None:
@@ -296,6 +347,7 @@ def test_grafana_finds_its_datasource_and_dashboards() -> None:
     folder = provider["options"]["path"]
 
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
-    assert source["datasources"][0]["uid"] == DASHBOARD["panels"][0]["datasource"]["uid"]
+    asked = [one["datasource"]["uid"] for one in (*PANELS.values(), *ANNOTATIONS)]
+    assert set(asked) == {source["datasources"][0]["uid"]}
     assert f"./deploy/grafana/dashboards:{folder}:ro" in SERVICES["grafana"]["volumes"]
     assert provider["allowUiUpdates"] is False
