@@ -40,7 +40,7 @@ def bombed(preset: str, cap: int) -> dict[str, float]:
         Settings.read(max_experts=cap, **EAGER[preset]), InputSchema.parse("vector:8")
     )
     generator = np.random.default_rng(0)
-    before = 0.0
+    before, centre = 0.0, np.zeros(8)
     for number in range(BATCHES):
         if number % 10 == 0:
             centre = generator.normal(0, 5 + number, 8)
