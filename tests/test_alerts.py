@@ -26,7 +26,7 @@ from service.settings import KEY, PREFIX, Settings
 from service.store.link import connect
 from service.store.names import DEFAULT as names
 from tests.conftest import MakeSettings
-from tests.dashboards import metrics_in
+from tests.dashboards import DASHBOARDS, PANELS, metrics_in
 from tests.listening import listening
 from tests.metric_families import series_names
 from tests.scraping import DEPLOY, fired, firing, has_data, prometheus, wait_for
@@ -83,6 +83,14 @@ def test_the_runbook_names_only_commands_and_settings_that_exist() -> None:
     assert [command for command in commands if not is_command(command)] == []
     assert set(re.findall(rf"{PREFIX}\w+", RUNBOOK)) <= known
     assert metrics_in(RUNBOOK) <= series_names() | {"up"}
+
+
+def test_the_runbook_names_only_panels_and_dashboards_that_exist() -> None:
+    titles = [one["title"] for one in (*PANELS.values(), *DASHBOARDS.values())]
+    named = re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", " ".join(RUNBOOK.split()))
+
+    assert len(named) > 10
+    assert [one for one in named if not any(title.startswith(one) for title in titles)] == []
 
 
 def is_command(words: str) -> bool:
