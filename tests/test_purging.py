@@ -41,11 +41,12 @@ GOOD = "a" * 12
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let checkpoints come at every fifth look, whatever they cost."""
+    """Let checkpoints come at every fifth look, and no expansion clear the memory."""
     looks = iter(range(10**9))
     monkeypatch.setattr(Pace, "due", property(lambda _: next(looks) % 5 == 0))
     monkeypatch.setattr(Pace, "affordable", True)
     monkeypatch.setattr(loop, "BLOCK_MS", 1)
+    monkeypatch.setattr("tests.toy_engine.MOST_FROZEN", 0)
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ class ToyEngine:
         self.writers[entry_number] = writer
         self._keep_writers()
         self.chain = hashlib.sha256(
-            self.chain + str((origin, listed)).encode() + x.tobytes()
+            self.chain + str((entry_number, listed)).encode() + x.tobytes()
         ).digest()
         self.step += 1
         self.labelled += sum(label is not None for label in listed)
