@@ -11,7 +11,7 @@ from service.store.aside import SetAside
 from service.store.commands import Answer, Command, Commands
 from service.store.entry import BatchStatus
 from service.store.read import Log, Outcome
-from tests.log_entries import claimed
+from tests.log_entries import NO_NEWS, claimed
 from tests.served import logged
 
 REASON = "loss is not finite: nan"
@@ -38,7 +38,7 @@ def set_aside(url: str, *, numbers: frozenset[int], told: int | None = None) -> 
         for one in entries[:told]
     ]
     if told:
-        log.tell(entries[told - 1].position, told, outcomes)
+        log.tell(entries[told - 1].position, told, outcomes, NO_NEWS)
 
 
 @contextmanager

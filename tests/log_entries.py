@@ -12,10 +12,12 @@ from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import entry
 from service.store.append import Appender
+from service.store.events import EntryMark, Mark, News
 from service.store.fence import Fence
 from service.store.submission import Receipt, Submission
 
 __all__ = [
+    "NO_NEWS",
     "SCHEMA",
     "append_all",
     "batches",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 SCHEMA = InputSchema.parse("image:8x8x1")
+NO_NEWS = News(mark=Mark(entry=EntryMark(), decisions=0, snapshot=0), events=[])
 
 
 def submission(

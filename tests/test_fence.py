@@ -12,7 +12,7 @@ from service.store.link import connect
 from service.store.names import DEFAULT as names
 from service.store.read import Log
 from service.store.replay import ReplayStore
-from tests.log_entries import claimed
+from tests.log_entries import NO_NEWS, claimed
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def test_a_superseded_worker_writes_nothing(either_server: str, server: redis.Re
     before = everything(server)
 
     writes: list[Callable[[], object]] = [
-        lambda: Log(old).tell("9-0", 9, []),
+        lambda: Log(old).tell("9-0", 9, [], NO_NEWS),
         lambda: Log(old).tell_state("learning"),
-        lambda: Log(old).identify("other"),
+        lambda: Log(old).identify("other", {}),
         lambda: Log(old).trim("9-0"),
         lambda: ReplayStore(old).delete([(1, 1)]),
     ]

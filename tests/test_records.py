@@ -14,7 +14,7 @@ from service.store.link import connect
 from service.store.names import DEFAULT as names
 from service.store.read import Log, Outcome
 from service.store.submission import Receipt
-from tests.log_entries import claimed, submission
+from tests.log_entries import NO_NEWS, claimed, submission
 
 X = np.zeros((2, 8, 8, 1), np.uint8)
 DAY_S = 86_400
@@ -51,7 +51,7 @@ async def finished(appender: Appender, log: Log, count: int, state: State = "lea
         )
         for number, receipt in enumerate(receipts)
     ]
-    log.tell("7-0", count, outcomes)
+    log.tell("7-0", count, outcomes, NO_NEWS)
     return [receipt.batch_id for receipt in receipts]
 
 
@@ -81,7 +81,7 @@ async def test_sixty_thousand_batches_within_a_day_keep_their_records(
     ]
 
     for start in range(0, len(outcomes), 10_000):
-        log.tell("7-0", start, outcomes[start : start + 10_000])
+        log.tell("7-0", start, outcomes[start : start + 10_000], NO_NEWS)
 
     assert server.exists(names.batch(ids[0])) == 1
     assert server.zcard(names.done) == 60_000

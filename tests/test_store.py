@@ -25,7 +25,7 @@ from service.store.replay import ReplayStore
 from service.store.stream_ids import START
 from service.store.stream_schema import StreamSchema
 from service.store.submission import Submission
-from tests.log_entries import SCHEMA, claimed, submission
+from tests.log_entries import NO_NEWS, SCHEMA, claimed, submission
 
 X = np.arange(2 * 64, dtype=np.uint8).reshape(2, 8, 8, 1)
 Y = np.array([0, 1])
@@ -319,7 +319,7 @@ async def test_what_became_of_a_batch_can_be_asked(appender: Appender, either_se
         batch_id=receipt.batch_id, state="learned", n=2, position=receipt.position, step=1, expert=0
     )
 
-    Log(claimed(either_server)).tell("1-0", 1, [outcome(learned)])
+    Log(claimed(either_server)).tell("1-0", 1, [outcome(learned)], NO_NEWS)
 
     assert queued == BatchStatus(batch_id=receipt.batch_id, state="queued", n=2)
     assert await appender.status(receipt.batch_id) == learned

@@ -26,6 +26,7 @@ MOST_LINES = 300
 ROUTES = {
     "GET /",
     "GET /checkpoints",
+    "GET /events",
     "GET /experts",
     "GET /livez",
     "GET /metrics",
@@ -123,6 +124,7 @@ CODES = {
     "too_many_connections",
     "too_many_pixels",
     "too_many_in_flight",
+    "too_many_listeners",
     "too_slow",
     "too_many_streams",
     "unauthorized",

@@ -19,6 +19,7 @@ from service.inputs import InputSchema
 from service.settings import Settings
 from service.store import records
 from service.store.entry import Entry
+from service.store.read import Log
 from service.worker import loop, process, recent
 from tests.toy_engine import ToyEngine, ToyEngines
 
@@ -85,6 +86,15 @@ class RemembersFew(ToyEngines):
         records.SHARE, recent.RECENT = 0.01, 1000
 
 
+class RepeatsItself(ToyEngines):
+    """With it, a worker does not know what it has told whoever listens."""
+
+    def __init__(self, step_s: float) -> None:
+        super().__init__(step_s)
+        Log.told = lambda self: 0  # type: ignore[method-assign]
+        Log.mark = lambda self: None  # type: ignore[method-assign]
+
+
 FLAWS = {
     "none": ToyEngines,
     "generator": ForgetsTheGenerator,
@@ -92,6 +102,7 @@ FLAWS = {
     "checksum": TrustsTheLog,
     "mortal": Mortal,
     "brief": RemembersFew,
+    "repeats": RepeatsItself,
 }
 
 

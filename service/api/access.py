@@ -34,6 +34,7 @@ _OF_A_STREAM: Mapping[tuple[str, str], Needed] = {
     ("POST", "/labels"): "observe",
     ("POST", "/predict"): "predict",
     ("GET", "/experts"): "read",
+    ("GET", "/events"): "read",
     ("GET", "/quarantine"): "read",
     ("GET", "/quarantine/{batch_id}"): "read",
     ("POST", "/quarantine/{batch_id}/retry"): "admin",

@@ -26,6 +26,7 @@ from service.api.hosts import OnlyHosts, known_hosts
 from service.api.keyring import Keyring
 from service.api.listeners import server_of
 from service.api.routes_checkpoints import checkpoint_routes
+from service.api.routes_events import event_routes
 from service.api.routes_labels import label_routes
 from service.api.routes_learn import learn_routes
 from service.api.routes_oip import oip_routes
@@ -92,6 +93,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         predict_routes(streams.of, codec),
         quarantine_routes(streams.of),
         checkpoint_routes(streams.of),
+        event_routes(streams.of),
     ):
         app.include_router(router)
         app.include_router(router, prefix=STREAM_PREFIX, dependencies=[Depends(named_stream)])

@@ -22,6 +22,7 @@ from service.api.keyring import Keyring
 from service.api.principal import (
     ANONYMOUS,
     BATCH_ID,
+    COUNTS,
     NOBODY,
     OWED_S,
     PRINCIPAL,
@@ -63,6 +64,7 @@ class Authentication:
                 await self._refuse(refusal, scope, receive, send)
                 return
             scope[OWED_S] = partial(self._owed_s, scope)
+            scope[COUNTS] = partial(self._check_counts, scope)
             if principal is ANONYMOUS or scope["method"] in READING:
                 await self._app(scope, receive, send)
             else:
@@ -98,6 +100,16 @@ class Authentication:
             return 0.0
         key = self._key(scope)
         return self._keyring.quota_of(key).owed_s(key)
+
+    def _check_counts(self, scope: Scope) -> None:
+        """Check that the key of a request counts, or that there is still none.
+
+        Raises:
+            Unauthorized: `unauthorized`.
+            Unavailable: `keys_unreadable`.
+        """
+        if not self._keyring.open:
+            self._key(scope)
 
     def _key(self, scope: Scope) -> Key:
         given = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -16,6 +16,9 @@ BATCH_ID: Final = "levit.batch_id"
 OWED_S: Final = "levit.owed_s"
 """Where the function lies that takes one more batch from the quota of the key."""
 
+COUNTS: Final = "levit.counts"
+"""Where the function lies that raises once the key of a request counts no more."""
+
 
 @dataclass(frozen=True)
 class Principal:
@@ -68,6 +71,16 @@ async def wait_turn(request: Request) -> None:
     owed_s = request.scope.get(OWED_S, float)()
     if owed_s > 0:
         await asyncio.sleep(owed_s)
+
+
+def check_counts(request: Request) -> None:
+    """Check that the key of a request that goes on and on still counts; takes nothing of its quota.
+
+    Raises:
+        Unauthorized: `unauthorized`, it was revoked meanwhile.
+        Unavailable: `keys_unreadable`.
+    """
+    request.scope[COUNTS]()
 
 
 def note_batch(request: Request, batch_id: str) -> None:

@@ -13,6 +13,7 @@ import structlog
 from fastapi import Path
 from starlette.requests import Request
 
+from service.api.audience import Audience
 from service.api.batcher import Batcher
 from service.api.freshness import Freshness
 from service.api.intake import Intake
@@ -24,6 +25,7 @@ from service.settings import STREAM_NAME, Settings
 from service.store.append import Appender
 from service.store.commands import CommandDesk
 from service.store.declared import Registry, declared_on_disk
+from service.store.feed import Feed
 from service.store.names import DEFAULT_STREAM, Names
 from service.store.quarantine import Quarantine
 from service.store.server import server_url
@@ -73,6 +75,7 @@ class StreamServices:
         self.desk = CommandDesk(url, names)
         self.follower = Follower(settings, load_engines)
         self.freshness = Freshness(self.follower)
+        self.audience = Audience(Feed(url, names))
         self._unlearned = Unlearned(url, names)
         self.batcher = Batcher(self.follower.answer, settings, self.metrics)
 
@@ -93,11 +96,17 @@ class StreamServices:
 
     async def stop(self) -> None:
         """Stop in reverse order of who needs whom."""
-        self.freshness.stop()
+        self.end_waiting()
         await self.batcher.stop()
         self.follower.stop()
-        for connected in (self.appender, self.quarantine, self.desk, self._unlearned):
+        used = (self.appender, self.quarantine, self.desk, self.audience, self._unlearned)
+        for connected in used:
             await connected.close()
+
+    def end_waiting(self) -> None:
+        """End the requests that only wait."""
+        self.freshness.stop()
+        self.audience.stop()
 
 
 StreamOf = Callable[[Request], Awaitable[StreamServices]]
@@ -150,7 +159,7 @@ class Streams:
     def end_waiting(self) -> None:
         """End the requests that only wait, as the process is about to stop."""
         for one in self._by_name.values():
-            one.freshness.stop()
+            one.end_waiting()
 
     async def of(self, request: Request) -> StreamServices:
         """Return the stream that a request is about.

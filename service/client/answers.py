@@ -108,6 +108,8 @@ class EventReader:
 
     def __init__(self) -> None:
         self._fields: dict[str, str] = {}
+        self.last_id = ""
+        """Id to go on behind; empty before the service named one."""
 
     def feed(self, line: str) -> Event | None:
         """Take one line without its end; return the event that an empty line completes.
@@ -124,7 +126,8 @@ class EventReader:
                 self._fields[name] = f"{before}\n{value}" if joined else value
             return None
         fields, self._fields = self._fields, {}
+        self.last_id = fields.get("id", self.last_id)
         if "data" not in fields:
             return None
         data: Mapping[str, Any] = json.loads(fields["data"])
-        return Event(id=fields.get("id", ""), kind=fields.get("event", "message"), data=data)
+        return Event(id=self.last_id, kind=fields.get("event", "message"), data=data)

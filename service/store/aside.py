@@ -14,6 +14,7 @@ from redis.client import Pipeline
 
 from service.errors import CorruptState
 from service.store.entry import BatchStatus, Entry
+from service.store.events import Facts, queue_event
 from service.store.names import Names
 
 GONE = b""
@@ -47,6 +48,11 @@ class SetAside:
             payload=one.payload,
         )
 
+    @property
+    def facts(self) -> Facts:
+        """What events say of it."""
+        return {"batch_id": self.batch_id, "number": self.number, "n": int(self.fields["n"])}
+
     def to_record(self) -> bytes:
         """Return the bytes that lie under its position."""
         header = {
@@ -79,3 +85,4 @@ def queue_again(names: Names, one: SetAside, pipe: Pipeline) -> None:
     status = BatchStatus(batch_id=one.batch_id, state="queued", n=int(one.fields["n"]))
     pipe.set(names.batch(one.batch_id), status.to_record())
     pipe.hset(names.quarantine, one.position, GONE)
+    queue_event(names, pipe, "released", one.facts)

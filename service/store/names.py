@@ -35,8 +35,8 @@ class Names:
         self.classes: Final = base + "classes"
         """Set of all labels ever accepted, to hold `max_classes`."""
         self.progress: Final = base + "progress"
-        """Hash `position, consumed, checkpoint`: up to where the newest checkpoint reaches, and its
-        number; set in the same MULTI as what it tells."""
+        """Hash `position, consumed, checkpoint, told`: up to where the newest checkpoint reaches,
+        its number, and how far `events` tell; set in the same MULTI as what it tells."""
         self.replay: Final = base + "replay"
         """Hash `{entry}:{index}` -> one sample of the replay buffer."""
         self.quarantine: Final = base + "quarantine"
@@ -49,6 +49,8 @@ class Names:
         """Hexadecimal name of this log, drawn once; a checkpoint of another log is refused."""
         self.worker: Final = base + "worker"
         """Hash `state, problem, epoch`: `learning`, or `stopped` and what a human must look at."""
+        self.events: Final = base + "events"
+        """Stream: what happened, `kind` and `facts` (JSON); the newest 10,000."""
         self.commands: Final = base + "commands"
         """Stream: what administrators ask of the worker; it deletes what it has answered."""
         self.done: Final = base + "done"

@@ -13,6 +13,7 @@ from redis.exceptions import WatchError
 from service.errors import Conflict, NotFound
 from service.store.aside import GONE, SetAside, queue_again
 from service.store.entry import BatchStatus
+from service.store.events import queue_event
 from service.store.link import connect_async, redis_answers, transaction
 from service.store.names import DEFAULT, RECORD_LIFETIME_S, Names
 from service.store.stream_ids import order
@@ -167,5 +168,6 @@ def _dropped(one: SetAside) -> BatchStatus:
 def _queue_drop(names: Names, one: SetAside, pipe: Any) -> None:  # noqa: ANN401  redis-py's types are a union over protocols
     """Queue what empties the record of an entry and lets its status be forgotten in time."""
     pipe.hset(names.quarantine, one.position, GONE)
+    queue_event(names, pipe, "dropped", one.facts)
     status, lifetime_s = _dropped(one).to_record(), RECORD_LIFETIME_S
     pipe.set(names.batch(one.batch_id), status, ex=lifetime_s)

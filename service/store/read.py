@@ -6,7 +6,7 @@ would drop unread entries in silence. Every write goes through the fence.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from redis.client import Pipeline
 from service.errors import Misused
 from service.store.aside import SetAside, queue_again
 from service.store.entry import BatchStatus
+from service.store.events import Facts, Mark, News, queue_event
 from service.store.fence import Fence
 from service.store.link import redis_errors
 from service.store.names import Names
@@ -32,6 +33,8 @@ class Outcome:
     status: BatchStatus
     idempotency_key: str | None
     """As the service knows it: of its client."""
+    born: Sequence[Facts] = field(default_factory=list)
+    """The experts that it made the mixture grow by."""
 
     @property
     def member(self) -> str:
@@ -61,9 +64,9 @@ class Log:
             found = self._redis.get(self._names.identity)
         return None if found is None else found.decode()
 
-    def identify(self, identity: str) -> None:
-        """Give this log its name."""
-        self._fence.write(lambda pipe: pipe.set(self._names.identity, identity))
+    def identify(self, identity: str, stream: Facts) -> None:
+        """Give this log its name, and tell that its stream, which is so, begins."""
+        self._fence.write(partial(_begin, self._names, identity, stream))
 
     def read(self, after: str, *, count: int, block_ms: int | None) -> list[RawEntry]:
         """Return up to `count` entries behind a position, waiting for one unless it is None."""
@@ -142,8 +145,20 @@ class Log:
         with redis_errors():
             return int(self._redis.hget(self._names.progress, "checkpoint") or 0)
 
+    def mark(self) -> Mark | None:
+        """Return how far the events tell; None before the first were told."""
+        with redis_errors():
+            record: Any = self._redis.hget(self._names.progress, "told")
+        return None if record is None else Mark.from_record(record)
+
     def tell(
-        self, position: str, consumed: int, outcomes: Sequence[Outcome], *, checkpoint: int = 0
+        self,
+        position: str,
+        consumed: int,
+        outcomes: Sequence[Outcome],
+        news: News,
+        *,
+        checkpoint: int = 0,
     ) -> None:
         """Say what became of entries that are now in a checkpoint; idempotent.
 
@@ -151,29 +166,54 @@ class Log:
             position: up to where the checkpoint reaches.
             consumed: number of the entry there.
             outcomes: of the entries since the checkpoint before.
+            news: what whoever listens is told.
             checkpoint: its number.
         """
         progress: dict[Any, Any] = {
             "position": position,
             "consumed": consumed,
             "checkpoint": checkpoint,
+            "told": news.mark.to_record(),
         }
-        self._fence.write(partial(_tell, self._names, progress, outcomes))
+        self._fence.write(partial(_tell, self._names, progress, outcomes, news))
         forget_old(self._fence)
 
     def tell_state(self, state: str, problem: str = "") -> None:
         """Say whether the worker learns (`learning`), or why it has stopped (`stopped`)."""
         facts: dict[Any, Any] = {"state": state, "problem": problem, "epoch": self._fence.epoch}
-        self._fence.write(lambda pipe: pipe.hset(self._names.worker, mapping=facts))
+        with redis_errors():
+            told: Any = self._redis.hmget(self._names.worker, "state", "problem")
+        before = [(one or b"").decode() for one in told]
+
+        def queue(pipe: Pipeline) -> None:
+            """Queue it; whoever listens is told of a change."""
+            pipe.hset(self._names.worker, mapping=facts)
+            if state == "stopped" and before != [state, problem]:
+                queue_event(self._names, pipe, "stopped", {"problem": problem})
+            elif state == "learning" and before[0] == "stopped":
+                queue_event(self._names, pipe, "recovered", {})
+
+        self._fence.write(queue)
 
 
 def _keep(names: Names, one: SetAside, pipe: Pipeline) -> None:
     pipe.hsetnx(names.quarantine, one.position, one.to_record())
 
 
+def _begin(names: Names, identity: str, stream: Facts, pipe: Pipeline) -> None:
+    pipe.set(names.identity, identity)
+    queue_event(names, pipe, "stream_created", stream)
+
+
 def _tell(
-    names: Names, progress: dict[Any, Any], outcomes: Sequence[Outcome], pipe: Pipeline
+    names: Names,
+    progress: dict[Any, Any],
+    outcomes: Sequence[Outcome],
+    news: News,
+    pipe: Pipeline,
 ) -> None:
     pipe.hset(names.progress, mapping=progress)
+    for kind, facts in news.events:
+        queue_event(names, pipe, kind, facts)
     for outcome in outcomes:
         queue_record(names, pipe, outcome.status, outcome.member)

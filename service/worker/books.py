@@ -1,10 +1,12 @@
 """What became of entries and has not been told yet."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from service.engine.protocol import ExpertInfo, Summary
 from service.store.aside import SetAside
 from service.store.entry import LETTERS, MOST_RESULTS, BatchStatus, Entry, LabelOutcome
 from service.store.read import Outcome
@@ -20,6 +22,8 @@ class Books:
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self.set_aside: list[SetAside] = []
+        self.expansions = 0
+        """How many of the mixture were noted here."""
 
     def enter(self, entry: Entry, step: Step, recent: RecentBatches) -> None:
         """Note what became of an entry."""
@@ -37,6 +41,13 @@ class Books:
         key = entry.client_key
         self.outcomes.append(Outcome(number=entry.number, status=status, idempotency_key=key))
 
+    def grew(self, summary: Summary) -> None:
+        """Note the experts that were born after the entry that was entered last."""
+        count = summary.expansions - self.expansions
+        born = summary.experts[len(summary.experts) - count :]
+        self.expansions = summary.expansions
+        self.outcomes[-1] = replace(self.outcomes[-1], born=list(map(_told, born)))
+
 
 def _labels(results: Sequence[LabelOutcome]) -> dict[str, Any]:
     """Return what a record says of late labels; nothing where there were none."""
@@ -45,3 +56,17 @@ def _labels(results: Sequence[LabelOutcome]) -> dict[str, Any]:
     tally: dict[LabelOutcome, int] = {outcome: results.count(outcome) for outcome in LETTERS}
     letters = "".join(LETTERS[outcome] for outcome in results[:MOST_RESULTS])
     return {"labels": tally, "results": letters}
+
+
+def _told(expert: ExpertInfo) -> dict[str, Any]:
+    """Return why an expert was born and what it costs."""
+    return {
+        "expert": expert.id,
+        "step": expert.born_step,
+        "cause": expert.cause,
+        "novelty": expert.novelty,
+        "threshold": expert.threshold,
+        "p_value": expert.p_value,
+        "parameters": expert.parameters,
+        "bytes": expert.bytes,
+    }

@@ -289,12 +289,12 @@ def _facts(path: Path) -> _Kept | None:
 
 
 def _encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
-    rows = [(o.number, o.idempotency_key, o.status.to_record()) for o in outcomes]
+    rows = [(o.number, o.idempotency_key, o.status.to_record(), *o.born) for o in outcomes]
     return json.dumps(rows).encode()
 
 
 def _decode_outcomes(content: bytes) -> list[Outcome]:
     return [
-        Outcome(number=number, idempotency_key=key, status=BatchStatus.from_record(record))
-        for number, key, record in json.loads(content)
+        Outcome(number=n, idempotency_key=key, status=BatchStatus.from_record(record), born=born)
+        for n, key, record, *born in json.loads(content)
     ]

@@ -24,6 +24,7 @@ class Custody:
         self._fence = fence
         self._log = Log(fence)
         self._metrics = metrics
+        self._stream = {"preset": settings.preset, "input": settings.input}
         self.identity = ""
         """Of the log; empty before `know`."""
 
@@ -42,7 +43,7 @@ class Custody:
             raise CorruptState(f"redis holds {problem}, the checkpoints are of log {identity}")
         if found is None:
             found = uuid.uuid4().hex
-            self._log.identify(found)
+            self._log.identify(found, self._stream)
         self.identity = found
 
     def check(self, oldest: Progress, state: WorkerState) -> None:

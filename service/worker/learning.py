@@ -31,6 +31,7 @@ from service.worker.judge import Judge
 from service.worker.members import ReplayMembers
 from service.worker.state import WorkerState
 from service.worker.step import Progress, advance, advanced
+from service.worker.telling import Telling
 from service.worker.way_back import WayBack
 
 Turn = Literal["on", "save", "back"]
@@ -61,6 +62,7 @@ class Learning:
         self._astray = False
         """Whether to go on from the newest checkpoint, as what is in memory is no whole state."""
         self._members = ReplayMembers(self.fence)
+        self._telling = Telling(self._log, self.judge.decisions)
         self.way_back = WayBack(self.checkpoints, self.judge.decisions, self._log, self._members)
         watched.checkpoint_age.set_function(self.checkpoints.age_s)
         watched.experts_limit.set(settings.max_experts)
@@ -153,6 +155,8 @@ class Learning:
             return self._go_back_from(entry.number)
         self._astray = False
         grown = verdict == "drifted" or (step.report is not None and step.report.expanded)
+        if grown:
+            state.books.grew(engine.summary())
         return "save" if grown or step.purged is not None else "on"
 
     def save(self) -> None:
@@ -292,8 +296,5 @@ class Learning:
             facts.set_aside = []
 
     def _tell(self) -> None:
-        outcomes, progress = self._state.books.outcomes, self.progress
-        seq = self.checkpoints.current
-        self._log.tell(progress.position, progress.consumed, outcomes, checkpoint=seq)
-        outcomes.clear()
+        self._telling.tell(self._state, self.checkpoints.current, self._snapshots.version)
         self._unsaved = False

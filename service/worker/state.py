@@ -44,6 +44,7 @@ class WorkerState:
         state.memory.writers.load(checkpoint.writers)
         state.health.load(checkpoint.health, checkpoint.canary)
         state.books.outcomes = list(checkpoint.outcomes)
+        state.books.expansions = int(checkpoint.summary["expansions"])
         return state
 
     def checkpoint(

@@ -41,6 +41,8 @@ END_S = 60.0
 """Longest time of one worker."""
 STEP_S = 0.003
 """Time one entry takes: a few between two checkpoints."""
+_ALONGSIDE = "XADD events"
+"""Part of some writes and not of others: whether there is something to tell makes no point."""
 _VARIED = re.compile(r"[0-9a-f]{32}|\d+")
 
 
@@ -92,7 +94,7 @@ def _commands(connection: fence.Fence, queue: Callable[[Any], object]) -> str:
     pipe: Any = connection.redis.pipeline(transaction=True)
     queue(pipe)
     named = [f"{c[0][0]} {str(c[0][1]).split(':')[2]}" for c in pipe.command_stack]
-    return " + ".join(dict.fromkeys(named))
+    return " + ".join(dict.fromkeys(one for one in named if one != _ALONGSIDE))
 
 
 class Bench:
@@ -114,9 +116,12 @@ class Bench:
         self._entries, _ = counts(str(settings.redis_url))
 
     def run(self, *only: str) -> Iterator[dict[str, Any]]:
-        """Yield what became of each death, `{point, nth, died, digest}`; all points, or some."""
+        """Yield what became of each death, of all points or some.
+
+        As `{point, nth, died, digest, expanded}`.
+        """
         found = self._watch()
-        yield {"point": "", "nth": 0, "died": False, "digest": self._digest()}
+        yield {"point": "", "nth": 0, "died": False, **self._left()}
         for point in only or sorted(found):
             for nth in NTH:
                 if nth > 1 and found[point] < OFTEN:
@@ -124,7 +129,7 @@ class Bench:
                 self._begin_anew()
                 died = self._to_the_end(Points(self._settings, point, nth)) == -signal.SIGKILL
                 assert self._to_the_end(None) == 0
-                yield {"point": point, "nth": nth, "died": died, "digest": self._digest()}
+                yield {"point": point, "nth": nth, "died": died, **self._left()}
 
     def _watch(self) -> Counter[str]:
         """Return how often an undisturbed worker comes to each point."""
@@ -139,8 +144,16 @@ class Bench:
         for name, dump in self._dumps.items():
             self._redis.restore(name, 0, dump)
 
-    def _digest(self) -> str:
-        return digest(newest_checkpoint(self._settings).state)
+    def _left(self) -> dict[str, Any]:
+        """Return what was learned, and the expansions that were told."""
+        told = [(fields[b"kind"], json.loads(fields[b"facts"])) for _, fields in self._events()]
+        return {
+            "digest": digest(newest_checkpoint(self._settings).state),
+            "expanded": [facts for kind, facts in told if kind == b"expanded"],
+        }
+
+    def _events(self) -> Any:  # noqa: ANN401  redis-py's types are a union
+        return self._redis.xrange(names.events)
 
     def _to_the_end(self, points: Points | None, listed: Path | None = None) -> int:
         """Let a worker learn the whole log; return how it ended: its code, or minus the signal."""

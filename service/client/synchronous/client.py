@@ -247,8 +247,8 @@ class Client(Connection):
                 for line in self._lines("/events", headers):
                     pauses = None
                     event = reader.feed(line)
+                    after = reader.last_id or after
                     if event is not None:
-                        after = event.id
                         yield event
             except ApiError as refused:
                 refusal = refused
