@@ -57,6 +57,20 @@ def _whole(schema: str) -> LevitEngine:
     return _learned(InputSchema.parse(schema), range(BATCHES))
 
 
+@pytest.mark.parametrize(("share", "flood"), [(0.25, 30), (1.0, 90)], ids=["bound", "control"])
+def test_the_share_of_a_writer_is_the_one_that_the_settings_say(share: float, flood: int) -> None:
+    schema = InputSchema.parse("vector:5")
+    engine = ENGINES.create(_settings(key_replay_share=share, budget=0), schema)
+    writers = ([0] * 20 + [1, 2, 3, 4]) * 4  # twenty times as much as each of the others
+    for number, writer in enumerate(writers):
+        engine.observe((number, writer), *_batch(schema, number % CHANGE))
+
+    members = [writers[number] for number, _ in engine.dump().members.tolist()]
+
+    assert len(members) == engine.summary().replay_capacity == 120
+    assert (members.count(0) <= flood) == (share < 1)
+
+
 def test_a_purged_writer_leaves_as_the_protocol_says_and_the_engine_goes_on_alike() -> None:
     schema = InputSchema.parse("vector:5")
     engine, stored, labelled = ENGINES.create(_settings(capacity=40), schema), [], 0

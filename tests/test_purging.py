@@ -127,6 +127,24 @@ async def test_what_is_kept_no_longer_is_counted(settings: MakeSettings, bad: Ke
     assert purged["remaining"] > labelled(stream[:20], bad) > 0
 
 
+@pytest.mark.parametrize("kept", [True, False])
+async def test_what_was_decided_is_decided_anew_only_where_the_entries_are_gone(
+    settings: MakeSettings, bad: Key, *, kept: bool
+) -> None:
+    made = settings(log_archive=kept, checkpoints_kept=1)
+    await append_all(made, of_both(bad, 40))
+    learn_all(made)
+    await ordered(made, bad)
+    before = Decision(kind="unlearn", after=0, until=41, reason="a purge before a crash")
+    Decisions(made.state_dir).add(before)
+
+    learn_all(made)
+
+    found = Decisions(made.state_dir).unlearns(41)
+    assert found is not None
+    assert (found == 0) == kept
+
+
 async def test_a_worker_that_dies_again_and_again_purges_the_same(
     settings: MakeSettings, bad: Key, tmp_path: Path
 ) -> None:
