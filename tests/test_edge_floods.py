@@ -26,8 +26,8 @@ SLOW, CLOSED_S, P99_MS = 300, 12.0, 250.0
 """Promised."""
 SETTLED_S = 2.0
 """After which those beyond the cap are closed."""
-BUSY = 3
-"""Slower by so much is a machine's that does other things as well."""
+TRIES = 3
+"""Of which one has to be as good: a machine does other things as well."""
 BODIES, DECLARED, RISE_MB = 50, 2**30, 32.0
 POST = b"POST /observe HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 SAFETENSORS = b"Content-Type: application/x-safetensors\r\n"
@@ -52,47 +52,56 @@ def flooded(settings: MakeSettings) -> Callable[..., Settings]:
     return make
 
 
+def held_off(settings: Settings, log: Path, *, probed: int, most: int) -> bool:
+    """Say whether a flood of a new service ends as promised, and probes are answered meanwhile.
+
+    Args:
+        settings: of the service.
+        log: of it.
+        probed: the port that must answer every probe.
+        most: sockets that may be open at once.
+    """
+    with (
+        api_process(settings, log),
+        probing(probed) as prober,
+        slow_sockets(settings.port, SLOW) as sockets,
+    ):
+        began = time.monotonic()
+        time.sleep(SETTLED_S)
+        at_once = len(sockets)
+        with probing(settings.port) as beside:
+            time.sleep(1)
+        until_closed(sockets, within_s=2 * CLOSED_S)
+        closed_s = time.monotonic() - began
+
+    say(
+        f"{SLOW} slow sockets: {at_once} open at once, the last closed after {closed_s:.1f} s; "
+        f"{len(prober.statuses)} probes, p99 {prober.p99_ms:.0f} ms"
+    )
+    assert 0 < at_once <= most
+    assert set(prober.statuses) == {200}
+    assert (200 in beside.statuses) == (probed == settings.port)
+    return closed_s <= CLOSED_S and prober.p99_ms <= P99_MS
+
+
 def test_three_hundred_slow_sockets_are_closed_while_probes_are_answered(
     flooded: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings = flooded()
-    with (
-        api_process(settings, tmp_path / "log"),
-        probing(settings.port) as prober,
-        slow_sockets(settings.port, SLOW) as sockets,
-    ):
-        time.sleep(SETTLED_S)
-        at_once = len(sockets)
-        closed_s = SETTLED_S + until_closed(sockets, within_s=BUSY * CLOSED_S)
+    most = settings.connections_per_address
 
-    _say("one address", at_once, closed_s, prober.p99_ms, len(prober.statuses))
-    assert 0 < at_once <= settings.connections_per_address
-    assert closed_s < BUSY * CLOSED_S
-    assert set(prober.statuses) == {200}
-    assert prober.p99_ms < BUSY * P99_MS
+    assert any(
+        held_off(settings, tmp_path / "log", probed=settings.port, most=most) for _ in range(TRIES)
+    )
 
 
 def test_with_the_cap_per_address_off_the_second_listener_answers_probes(
     flooded: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings = flooded(connections_per_address=0, probe_port=free_port())
-    with (
-        api_process(settings, tmp_path / "log"),
-        probing(settings.probe_port) as prober,
-        slow_sockets(settings.port, SLOW) as sockets,
-    ):
-        time.sleep(SETTLED_S)
-        at_once = len(sockets)
-        with probing(settings.port) as shut_out:
-            time.sleep(1)
-        closed_s = SETTLED_S + 1 + until_closed(sockets, within_s=BUSY * CLOSED_S)
+    port, most = settings.probe_port, settings.connections
 
-    _say("cap off, second listener", at_once, closed_s, prober.p99_ms, len(prober.statuses))
-    assert settings.connections_per_address < at_once <= settings.connections
-    assert 200 not in shut_out.statuses
-    assert closed_s < BUSY * CLOSED_S
-    assert set(prober.statuses) == {200}
-    assert prober.p99_ms < BUSY * P99_MS
+    assert any(held_off(settings, tmp_path / "log", probed=port, most=most) for _ in range(TRIES))
 
 
 def test_without_deadlines_the_sockets_would_stay(
@@ -151,13 +160,6 @@ def test_ten_thousand_hostile_paths_leave_no_metric_and_no_line_of_their_own_in_
     assert b"\r" not in log.read_bytes()
     assert all(json.loads(line)["process"] == "api" for line in log.read_text().splitlines())
     assert len(log.read_text().splitlines()) < 100
-
-
-def _say(what: str, at_once: int, closed_s: float, p99_ms: float, probes: int) -> None:
-    say(
-        f"{SLOW} slow sockets, {what}: {at_once} open at once, the last closed after "
-        f"{closed_s:.1f} s; {probes} probes, p99 {p99_ms:.0f} ms"
-    )
 
 
 def _bodies(port: int, coding: str, *, number: int, sent: int = 2**22) -> list[int]:
