@@ -6,7 +6,7 @@ import pytest
 
 from service.engine.protocol import EntryRefused
 from service.settings import Settings
-from tests.chaos.points import points_of
+from tests.chaos.points import TOLD, points_of
 from tests.chaos.report import say
 from tests.conftest import MakeSettings
 from tests.log_entries import SCHEMA, append_all, batches, digest, refused_batch
@@ -80,6 +80,7 @@ async def test_control_a_worker_that_does_not_know_what_it_told_tells_expansions
 ) -> None:
     made, (_, grew) = await filled(settings)
 
-    _, *deaths = points_of(made, "repeats", "redis HSET progress + SET batch + ZADD done, answered")
+    _, *deaths = points_of(made, "repeats", TOLD)
 
-    assert any(len(numbers(one)) > len(grew) for one in deaths)
+    assert [one["died"] for one in deaths] == [True]
+    assert all(len(numbers(one)) > len(grew) for one in deaths)

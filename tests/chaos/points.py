@@ -41,6 +41,7 @@ END_S = 60.0
 """Longest time of one worker."""
 STEP_S = 0.003
 """Time one entry takes: a few between two checkpoints."""
+TOLD = "an expansion was told"
 _ALONGSIDE = "XADD events"
 """Part of some writes and not of others: whether there is something to tell makes no point."""
 _VARIED = re.compile(r"[0-9a-f]{32}|\d+")
@@ -70,10 +71,13 @@ class Points:
         write = fence.Fence.write
 
         def wrapped(self_: fence.Fence, queue: Callable[[Any], object]) -> list[Any]:
-            name = f"redis {_commands(self_, queue)}"
+            commands = _commands(self_, queue)
+            name = f"redis {_named(commands)}"
             self.come_to(name)
             answers = write(self_, queue)
             self.come_to(f"{name}, answered")
+            if any("expanded" in command for command in commands):
+                self.come_to(TOLD)
             return answers
 
         fence.Fence.write = wrapped  # type: ignore[method-assign, assignment]
@@ -89,11 +93,16 @@ class Points:
         setattr(owner, name, wrapped)
 
 
-def _commands(connection: fence.Fence, queue: Callable[[Any], object]) -> str:
-    """Return what a write is made of, such as `HSET progress`."""
+def _commands(connection: fence.Fence, queue: Callable[[Any], object]) -> list[tuple[Any, ...]]:
+    """Return the commands that a write is made of."""
     pipe: Any = connection.redis.pipeline(transaction=True)
     queue(pipe)
-    named = [f"{c[0][0]} {str(c[0][1]).split(':')[2]}" for c in pipe.command_stack]
+    return [command for command, _ in pipe.command_stack]
+
+
+def _named(commands: list[tuple[Any, ...]]) -> str:
+    """Return what they are, such as `HSET progress`."""
+    named = [f"{command[0]} {str(command[1]).split(':')[2]}" for command in commands]
     return " + ".join(dict.fromkeys(one for one in named if one != _ALONGSIDE))
 
 
