@@ -101,6 +101,16 @@ def test_a_rollback_that_drops_sets_later_entries_aside_and_they_can_be_released
     assert again.state == "learned"
 
 
+def test_rollbacks_may_follow_each_other_to_any_checkpoint_that_is_listed(admin: Admin) -> None:
+    for _ in range(3):
+        admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
+
+    for place in (-1, -1, 1, 1, 0, -1, 1):  # each leaves one more that holds the same entries
+        admin.roll_back(sorted(one["seq"] for one in admin.checkpoints())[place])
+
+    admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
+
+
 def test_a_resync_without_a_loss_is_refused(admin: Admin) -> None:
     admin.wait_until_learned(admin.observe(CLEAN, [1, 2]), timeout_s=20)
 

@@ -40,8 +40,8 @@ class WayBack:
             try:
                 checkpoint = self._checkpoints.read(path)
                 rollbacks = self._decisions.rollbacks(since=checkpoint.decisions)
-                if any(sequence(path) > seq for seq, _ in rollbacks):
-                    continue  # what it holds was given up
+                if _was_given_up(sequence(path), [seq for seq, _ in rollbacks]):
+                    continue
                 members = self._members.of(checkpoint.state)
                 engine = engines.restore(settings, checkpoint.state, members)
             except CorruptState as error:
@@ -71,3 +71,11 @@ class WayBack:
             log.critical("checkpoint_damaged", seq=seq, reason=str(error))
             return False
         return True
+
+
+def _was_given_up(seq: int, targets: list[int]) -> bool:
+    """Return whether going back to these, in turn, gave up a checkpoint that was there before.
+
+    Not where the last went to that very one: it had been kept, as an equal of the one gone back to.
+    """
+    return any(target < seq for target in targets) and targets[-1] != seq
