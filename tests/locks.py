@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -16,7 +17,7 @@ LOCKS = (
     "requirements-audit.lock",
 )
 _LOCKED = re.compile(
-    r"(?P<name>[\w.-]+)==(?P<version>[\w.!+]+)(?: ; [^\\\n]+)?"
+    r"(?P<name>[\w.-]+)==(?P<version>[\w.!+]+)(?: ; (?P<marker>[^\\\n]+))?"
     r"(?: \\\n    --hash=sha256:[0-9a-f]{64})+"
 )
 
@@ -26,10 +27,14 @@ def unlocked(text: str) -> list[str]:
     return [one for one in _requirements(text) if not _LOCKED.fullmatch(one)]
 
 
-def locked(text: str) -> dict[str, str]:
-    """Return the version of each package of a lock, by its canonical name."""
+def locked(text: str, python: str | None = None) -> dict[str, str]:
+    """Return the version of each package of a lock that one Python takes, or any, by its name."""
     found = filter(None, map(_LOCKED.fullmatch, _requirements(text)))
-    return {canonicalize_name(one["name"]): one["version"] for one in found}
+    return {
+        canonicalize_name(one["name"]): one["version"]
+        for one in found
+        if python is None or _holds(one["marker"], python)
+    }
 
 
 def floors() -> dict[str, SpecifierSet]:
@@ -50,11 +55,24 @@ def below_floor(versions: Mapping[str, str]) -> list[str]:
     ]
 
 
+def image_python() -> str:
+    """Return the release of Python in the image."""
+    return _in_dockerfile(r"^FROM python:(\d+\.\d+\.\d+)-\S+$")
+
+
 def torch_version() -> str:
     """Return the PyTorch of image and Makefile; no lock holds it, as its build is chosen."""
-    found = re.search(r"^ARG TORCH=torch==(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    return _in_dockerfile(r"^ARG TORCH=torch==(\S+)$")
+
+
+def _in_dockerfile(pattern: str) -> str:
+    found = re.search(pattern, (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert found is not None
     return found[1]
+
+
+def _holds(marker: str | None, python: str) -> bool:
+    return marker is None or Marker(marker).evaluate({"python_full_version": python})
 
 
 def _requirements(text: str) -> Iterator[str]:

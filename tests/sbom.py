@@ -10,12 +10,12 @@ import sys
 from typing import Any
 
 import service
-from tests.locks import ROOT, locked, torch_version
+from tests.locks import ROOT, image_python, locked, torch_version
 
 
 def bill() -> str:
     """Return the document."""
-    packages = locked((ROOT / "requirements.lock").read_text(encoding="utf-8"))
+    packages = locked((ROOT / "requirements.lock").read_text(encoding="utf-8"), image_python())
     packages["torch"] = torch_version()
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

@@ -5,10 +5,13 @@ import re
 import shutil
 import site
 import subprocess
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.locks import LOCKS, ROOT, below_floor, floors, locked, torch_version, unlocked
 from tests.sbom import bill
@@ -89,6 +92,22 @@ def test_what_we_ask_for_by_name_is_not_below_its_floor() -> None:
 
     assert {"torch", "starlette", "h11"} <= set(least) & set(floors())
     assert below_floor(least) == []
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.0", "3.13.0"])
+def test_what_a_locked_package_needs_on_any_python_is_locked_too(python: str) -> None:
+    versions = locked((ROOT / "requirements.lock").read_text(encoding="utf-8"))
+    marker = {"python_version": python[:4], "python_full_version": python, "extra": ""}
+
+    needed = {
+        canonicalize_name(one.name)
+        for installed in distributions()
+        if canonicalize_name(installed.name) in versions
+        for one in map(Requirement, installed.requires or [])
+        if one.marker is None or one.marker.evaluate(marker)
+    }
+
+    assert needed - set(versions) == set()
 
 
 def test_torch_is_in_no_lock_and_the_same_version_everywhere() -> None:

@@ -14,10 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
+from service.store.names import DEFAULT as names
+
 Mode = Literal["pass", "cut", "silent", "late", "reset", "half"]
 """Forward; close at once; swallow everything; answer late; RST; end what is to be read."""
 DELAY_S = 0.3
 _CHUNK = 2**20
+_APPEND = f"XADD\r\n${len(names.log)}\r\n{names.log}\r\n".encode()
+"""What an EXEC holds that adds a batch to the log; one that only tells an event adds elsewhere."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -88,7 +92,7 @@ class Proxy:
 
         def note(data: bytes) -> bool:
             if data.endswith(b"EXEC\r\n"):
-                asked.append("append" if b"XADD" in data else "other")
+                asked.append("append" if _APPEND in data else "other")
             return False
 
         def loses(_: bytes) -> bool:
