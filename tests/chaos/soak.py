@@ -27,6 +27,8 @@ MOST_ENTRIES = 1000
 CLIENTS = 2
 LONG_S = 900.0
 """By when all records that are ever kept are there; a shorter soak has a worker that keeps few."""
+FEW_ENTRIES = 500
+"""That wait for late labels in a shorter soak."""
 PAUSE_S = 0.02
 """Between two batches of a client: steady, not as much as it takes."""
 
@@ -85,15 +87,17 @@ def soak(
 ) -> Soaked:
     """Return what grew in worker, API and Redis during so many seconds of load."""
     home.mkdir(parents=True, exist_ok=True)
+    brief = seconds <= LONG_S
     settings = chaos_settings(
         home,
+        **({"label_window": FEW_ENTRIES} if brief else {}),
         checkpoint_interval_s=1.0,
         snapshot_interval_s=1.0,
         redis_maxmemory_bytes=64 * 2**20,  # so that its share of records is reached
         replay_bytes=16 * 2**20,
     )
     workload = Workload(seed=seed)
-    worker = TOY_WORKER if seconds > LONG_S else (*TOY_WORKER, "brief")
+    worker = (*TOY_WORKER, "brief") if brief else TOY_WORKER
     with Service(settings, binary, worker=worker) as service:
         clients = [
             RetryingClient(n, settings.port, workload, pause_s=PAUSE_S) for n in range(CLIENTS)
