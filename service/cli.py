@@ -51,6 +51,7 @@ app = typer.Typer(
 )
 for command in (cli_client.observe, cli_client.predict, cli_client.experts, cli_client.watch):
     app.command()(command)
+app.command()(cli_client.report)
 app.add_typer(cli_client.streams, name="streams")
 
 app.add_typer(cli_log.log, name="log")

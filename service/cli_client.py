@@ -1,4 +1,4 @@
-"""`levit observe | predict | experts | watch | streams`: the service as its users see it."""
+"""`levit observe | predict | experts | watch | report | streams`: the service as seen by users."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,7 @@ from rich.text import Text
 from service.cli_options import Stream, Url, address, connection, key
 from service.client import Answers, Sent
 from service.datafile import IMAGES, read_image, read_samples
+from service.errors import Misused
 from service.shown import cell, printable
 
 PATIENCE_S = 600.0
@@ -152,6 +153,25 @@ def watch(
     from service.watch import watch as show
 
     show(address(url), key=key(), stream=stream, once=once)
+
+
+def report(
+    out: Annotated[Path, typer.Argument(help="The page to write, such as report.html.")],
+    stream: Stream = None,
+    url: Url = None,
+) -> None:
+    """Write a page of its own about the served model: growth, accuracy, expansions, cost."""
+    from service.report.page import page
+
+    with connection(url, stream) as client:
+        model = client.experts()
+    if not model["model_version"]:
+        raise Misused("no report yet: nothing was learned so far")
+    try:
+        out.write_text(page(model, stream=stream or "default"), encoding="utf-8")
+    except OSError as refusal:
+        raise Misused(f"cannot write {out}: {refusal.strerror}") from refusal
+    typer.echo(f"{out} written: model {model['model_version']}")
 
 
 @streams.command("list")

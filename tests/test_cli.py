@@ -24,6 +24,7 @@ COMMANDS = (
         "log",
         "replay",
         "watch",
+        "report",
         "streams",
         "keys",
     ),
