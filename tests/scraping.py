@@ -72,19 +72,23 @@ def prometheus(home: Path, targets: dict[str, str]) -> Iterator[httpx.Client]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://{address}") as client:
+            wait_for(lambda: _ready(client))
             yield client
     finally:
         process.terminate()
         process.wait(10)
 
 
+def _ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/-/ready").is_success
+    except httpx.TransportError:
+        return False
+
+
 def targets_up(client: httpx.Client) -> int:
     """Return how many targets Prometheus has scraped with success."""
-    try:
-        answer = client.get("/api/v1/targets").raise_for_status()
-    except httpx.HTTPError:  # it is still starting
-        return 0
-    found = answer.json()["data"]["activeTargets"]
+    found = client.get("/api/v1/targets").json()["data"]["activeTargets"]
     return sum(target["health"] == "up" for target in found)
 
 
@@ -98,9 +102,11 @@ def has_data(client: httpx.Client, query: str, *, since: float) -> bool:
 
 
 def fired(client: httpx.Client, *, since: float) -> set[str]:
-    """Return the alerts that have fired since a time."""
-    found = _series(client, 'ALERTS{alertstate="firing"}', since)
-    return {one["metric"]["alertname"] for one in found}
+    """Return the alerts that have fired since a time, however shortly."""
+    span = math.ceil(time.time() - since)
+    query = f'max_over_time(ALERTS{{alertstate="firing"}}[{span}s])'
+    answer = client.get("/api/v1/query", params={"query": query}).json()
+    return {one["metric"]["alertname"] for one in answer["data"]["result"]}
 
 
 def firing(client: httpx.Client) -> set[str]:
