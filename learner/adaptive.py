@@ -151,7 +151,8 @@ class AdaptiveLEViT(AdaptiveParts):
         added = [i - earlier for i in self._learn(arrivals, answer) if i >= earlier]
 
         # 4. Grow when inputs or labels that arrive bet against "nothing changed".
-        expansion = self._grow(answer, right_L, y_B) if right is None else None
+        source = int(arrivals.source_B[-1])
+        expansion = self._grow(answer, source, right_L, y_B) if right is None else None
         return self._report(active, right_L, added=added, expansion=expansion)
 
     def _tested(self, x: Tensor, y_B: Tensor) -> tuple[Answer | None, Tensor]:
@@ -243,12 +244,12 @@ class AdaptiveLEViT(AdaptiveParts):
         )
         mixture.overruled = mixture.recent.overrules(mixture.counts_K, already=mixture.overruled)
 
-    def _grow(self, answer: Answer, right_L: Tensor, y_B: Tensor) -> Expansion | None:
+    def _grow(self, answer: Answer, source: int, right_L: Tensor, y_B: Tensor) -> Expansion | None:
         """Freeze the active expert and start its heir if the evidence says so."""
         if self.training is None or self.knowledge is None or len(answer.routed_B) != len(y_B):
             return None
         expansion, self.growth = self.growth.watched(
-            answer, *self._errors(right_L, y_B), self.generator
+            answer, (self.counts.step, source), self._errors(right_L, y_B), self.generator
         )
         if expansion is None or not self.config.expansion:
             self.growth = self.growth.aged(self.mixture.active)

@@ -35,6 +35,7 @@ from learner.knowledge import Knowledge, Marks
 from learner.newborn import hollow_vae
 from learner.report import Losses
 from learner.state import DAMAGE, MOMENTS, LearnerState
+from learner.witnesses import Witnesses
 
 _SOMETIMES_READ = ("marks", "optimizer", "pending", "pending_dtype", "replay_dtype")
 
@@ -118,6 +119,7 @@ def _values(levit: AdaptiveLEViT, tensors: Mapping[str, Tensor]) -> dict[str, An
         "optimizer": {which: list(moments) for which, moments in _moments(levit).items()},
         "change": growth.change.values(),
         "errors": growth.errors.values(),
+        "witnesses": growth.witnesses.values(),
         "scorer": None if growth.scorer is None else asdict(growth.scorer.usual),
         "due": growth.due,
         "pending": sum(len(part.y_B) for part in levit.pending),
@@ -142,6 +144,7 @@ def _restore_growth(levit: AdaptiveLEViT, state: LearnerState) -> None:
     levit.growth = Growth(
         change=ChangeDetector.restored(under(state.tensors, "change"), values["change"]),
         errors=ErrorDetector.restored(values["errors"]),
+        witnesses=Witnesses.restored(values["witnesses"]),
         scorer=scorer,
         due=values["due"],
     )

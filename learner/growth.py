@@ -9,7 +9,7 @@ Dimension key: B batch, J frozen experts, V view.
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -21,6 +21,7 @@ from learner.detector import ChangeDetector
 from learner.error_detector import ErrorDetector
 from learner.report import Expansion
 from learner.vae import VAE
+from learner.witnesses import Witnesses
 
 WARM_UP = 200
 """Samples of an expert before its copy scores what arrives."""
@@ -47,6 +48,7 @@ class Growth:
 
     change: ChangeDetector
     errors: ErrorDetector
+    witnesses: Witnesses = field(default_factory=Witnesses)
     scorer: Scorer | None = None
     due: int = WARM_UP
     """Samples of the active expert at which its copy is taken anew."""
@@ -62,14 +64,19 @@ class Growth:
         return math.log10(self.change.threshold)
 
     def watched(  # noqa: PLR0911  one return a verdict
-        self, answer: Answer, wrong_B: Tensor, counts_B: Tensor, generator: Generator
+        self,
+        answer: Answer,
+        origin: tuple[int, int],
+        labels: tuple[Tensor, Tensor],
+        generator: Generator,
     ) -> tuple[Expansion | None, Self]:
         """Return why to grow, if so, and the evidence after a mini-batch.
 
         Args:
             answer: what the mixture made of it before learning.
-            wrong_B: whether a labelled sample was predicted wrong.
-            counts_B: bool, whether a sample is labelled with a class that is known well.
+            origin: number of the entry, and who sent it.
+            labels: wrong_B, whether a labelled sample was predicted wrong; counts_B, bool, whether
+                a sample is labelled with a class that is known well.
             generator: breaks ties.
         """
         if self.scorer is None:
@@ -78,21 +85,31 @@ class Growth:
         own_B1 = self.scorer.standard(answer.encoded.view_BV)[:, None]
         score_B = torch.cat([frozen_BJ, own_B1], 1).amin(1)
         verdict, change = self.change.observed(score_B, generator)
+        if self.witnesses.since is not None:  # what the other sources see is told from before
+            change = self.change
+        wrong_B, counts_B = labels
         familiar_B = counts_B.cpu() & (verdict.p_B > FAMILIAR)
         alarm, errors = self.errors.judged(wrong_B.cpu()[familiar_B].float())
-        after = replace(self, change=change, errors=errors)
-        if verdict.alarm is not None:
-            if _returned(answer.standard_BE):
-                return None, after.restarted()
+        entry, source = origin
+        witnesses = self.witnesses.heard(source, entry, verdict.p_B)
+        after = replace(self, change=change, errors=errors, witnesses=witnesses)
+        if verdict.alarm is not None and _returned(answer.standard_BE):
+            return None, after.restarted()
+        if verdict.alarm is not None and not witnesses.alone:
             p_value = float(verdict.p_B[verdict.alarm])
             return Expansion("inputs", after.novelty, after.threshold, p_value), after
-        if alarm is None:
+        if alarm is not None:
+            return Expansion("errors", after.novelty, after.threshold, None), after
+        if verdict.alarm is None:
             return None, after
-        return Expansion("errors", after.novelty, after.threshold, None), after
+        dropped, witnesses = witnesses.waited()
+        after = replace(after, witnesses=witnesses)
+        return None, after.restarted() if dropped else after
 
     def aged(self, expert: AdaptiveExpert) -> Self:
         """Return the evidence with a fresh copy of the active expert, when one is due."""
-        if expert.life.samples < self.due or expert.usual.weight == 0:
+        young = expert.life.samples < self.due or expert.usual.weight == 0
+        if young or self.witnesses.since is not None:
             return self
         vae = copy.deepcopy(expert.vae).requires_grad_(requires_grad=False)
         return replace(
@@ -104,7 +121,11 @@ class Growth:
 
     def restarted(self) -> Self:
         """Return the evidence as it is after an expansion: none."""
-        return type(self)(change=self.change.restarted(), errors=self.errors.restarted())
+        return type(self)(
+            change=self.change.restarted(),
+            errors=self.errors.restarted(),
+            witnesses=self.witnesses.restarted(),
+        )
 
 
 def _returned(standard_BE: Tensor) -> bool:

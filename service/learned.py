@@ -129,7 +129,7 @@ def _mixture(summary: Mapping[str, Any]) -> Iterator[Metric]:
     yield _labelled(
         CounterMetricFamily,
         "levit_expansions_refused",
-        "Expansions that a bound forbade, by reason: max_experts",
+        "Expansions that a bound forbade, by reason: max_experts, one_source",
         "reason",
         (summary["expansions_refused"] or {"max_experts": 0}).items(),
     )

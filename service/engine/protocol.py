@@ -113,7 +113,8 @@ class Summary:
     experts: Sequence[ExpertInfo] = ()
     expansions: int = 0
     expansions_refused: Mapping[str, int] = field(default_factory=dict)
-    """Refused expansions by reason (`max_experts`)."""
+    """Refused expansions by reason: `max_experts`, and in preset `default` `one_source` (see
+    `learner.witnesses`)."""
     novelty: float | None = None
     threshold: float = 0.0
     prequential_accuracy: float | None = None

@@ -38,7 +38,10 @@ def _default(levit: learner.AdaptiveLEViT) -> Summary:
         classes=tuple(mixture.classes),
         experts=experts,
         expansions=counts.expansions,
-        expansions_refused={"max_experts": counts.refused_max_experts},
+        expansions_refused={
+            "max_experts": counts.refused_max_experts,
+            "one_source": growth.witnesses.refused,
+        },
         novelty=growth.novelty if growth.scorer is not None else None,
         threshold=growth.threshold,
         prequential_accuracy=levit.accuracy.accuracy,
