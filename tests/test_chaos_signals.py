@@ -11,7 +11,7 @@ from service.store.link import connect
 from service.store.names import DEFAULT as names
 from tests.chaos.clients import until_up
 from tests.chaos.load import load
-from tests.chaos.parts import chaos_settings, counts, newest_checkpoint
+from tests.chaos.parts import Part, chaos_settings, counts, newest_checkpoint
 from tests.chaos.report import say
 from tests.chaos.workload import Workload
 
@@ -103,18 +103,31 @@ def test_a_worker_whose_lock_was_taken_away_writes_nothing_once_a_later_one_runs
     assert run.service.unexpected == []
 
 
+def newest(checkpoints: Path) -> str:
+    """Return the name of the newest checkpoint; "" before the first."""
+    return max((path.name for path in checkpoints.glob("ckpt-*")), default="")
+
+
+def stop_behind_a_checkpoint(worker: Part, checkpoints: Path) -> None:
+    """Stop a worker when it has just committed a checkpoint, so not while it commits the next."""
+    before = newest(checkpoints)
+    while newest(checkpoints) == before:
+        time.sleep(0.001)
+    worker.signal(signal.SIGSTOP)
+
+
 def test_a_worker_with_a_stale_epoch_commits_nothing_and_exits_75(tmp_path: Path) -> None:
     with load(chaos_settings(tmp_path), Workload()) as run:
         worker, checkpoints = run.service.worker, run.service.settings.state_dir / "checkpoints"
-        worker.signal(signal.SIGSTOP)
+        stop_behind_a_checkpoint(worker, checkpoints)
         redis = connect(run.service.redis.url)
         redis.incr(names.epoch)
         redis.close()
-        before = counts(run.service.redis.url)[1], sorted(checkpoints.iterdir())
+        before = counts(run.service.redis.url)[1], newest(checkpoints)
         worker.expected_to_die = True
         worker.signal(signal.SIGCONT)
         code = worker.wait()
-        after = counts(run.service.redis.url)[1], sorted(checkpoints.iterdir())
+        after = counts(run.service.redis.url)[1], newest(checkpoints)
         verdict = run.end()
 
     assert code == 75
