@@ -26,6 +26,7 @@ from learner.newborn import first_expert, heir
 from learner.recent import Recent, recent_features, recent_width
 from learner.report import Expansion, ObserveReport, Prediction
 from learner.samples import (
+    NO_ANSWER,
     UNLABELLED,
     Label,
     Labels,
@@ -132,8 +133,9 @@ class AdaptiveLEViT(AdaptiveParts):
         x, y_B = arrivals.x, arrivals.y_B
 
         # 1. Test: predict before learning.
-        answer, right_L = self._tested(x, y_B)
-        right_L = judged(right_L, y_B != UNLABELLED, right)
+        answer, guess_L = self._tested(x, y_B)
+        tested_L2 = judged(guess_L, y_B, right)
+        right_L = tested_L2[:, 0] == tested_L2[:, 1]
         active = self.mixture.experts[-1].life.id if self.mixture.experts else 0
         self.meet(x, y_B, unseen)
         self.count(right_L, arrivals)
@@ -142,7 +144,7 @@ class AdaptiveLEViT(AdaptiveParts):
         if answer is None:
             self.pending = (*self.pending, replace(arrivals, x=x.clone()))
             if not self._enough_to_fit():
-                return self._report(active, right_L, added=range(len(x)), expansion=None)
+                return self._report(active, tested_L2, added=range(len(x)), expansion=None)
             arrivals, self.pending = Arrivals.joined(self.pending), ()
             answer = self._fit(arrivals)
 
@@ -153,11 +155,10 @@ class AdaptiveLEViT(AdaptiveParts):
         # 4. Grow when inputs or labels that arrive bet against "nothing changed".
         source = int(arrivals.source_B[-1])
         expansion = self._grow(answer, source, right_L, y_B) if right is None else None
-        return self._report(active, right_L, added=added, expansion=expansion)
+        return self._report(active, tested_L2, added=added, expansion=expansion)
 
     def _tested(self, x: Tensor, y_B: Tensor) -> tuple[Answer | None, Tensor]:
-        """Return the answer and whether each labelled sample is predicted right, bool [L]."""
-        labelled_B = y_B != UNLABELLED
+        """Return the answer, and the class it gives each labelled sample, [L]."""
         answer = None
         if self.mixture.encoder is None:
             guess_BK = self.mixture.predict(x).probabilities_BK.to(self.device)
@@ -165,9 +166,8 @@ class AdaptiveLEViT(AdaptiveParts):
             with torch.no_grad():
                 answer = self.mixture.answer(self.mixture.encoder(x))
             guess_BK = answer.probabilities_BK
-        if guess_BK.shape[1] == 0:
-            return answer, torch.zeros_like(labelled_B)[labelled_B]
-        return answer, (guess_BK.argmax(1) == y_B)[labelled_B]
+        guess_B = guess_BK.argmax(1) if guess_BK.shape[1] else torch.full_like(y_B, NO_ANSWER)
+        return answer, guess_B[y_B != UNLABELLED]
 
     def _enough_to_fit(self) -> bool:
         held = sum(part.first for part in self.pending)
@@ -282,15 +282,16 @@ class AdaptiveLEViT(AdaptiveParts):
         return wrong_B, known_B
 
     def _report(
-        self, active: int, right_L: Tensor, *, added: Sequence[int], expansion: Expansion | None
+        self, active: int, tested_L2: Tensor, *, added: Sequence[int], expansion: Expansion | None
     ) -> ObserveReport:
         watching = self.growth.scorer is not None or expansion is not None
         novelty = expansion.novelty if expansion else self.growth.novelty if watching else None
         return ObserveReport(
             step=self.counts.step,
             expert=active,
-            labelled=len(right_L),
-            correct=int(right_L.sum()),
+            labelled=len(tested_L2),
+            correct=int((tested_L2[:, 0] == tested_L2[:, 1]).sum()),
+            tested=tested_L2.tolist(),
             novelty=novelty,
             expanded=expansion is not None,
             losses=self.losses,

@@ -22,6 +22,7 @@ from learner.novelty import latent_statistics, novelty
 from learner.replay import WindowMemory
 from learner.report import Losses, ObserveReport, Prediction
 from learner.samples import (
+    NO_ANSWER,
     UNLABELLED,
     Label,
     Labels,
@@ -158,40 +159,39 @@ class LEViT:
 
         # 1. Test: predict before learning.
         evidence = self.mixture.evidence(self.mixture.scaler(x))
-        right_B = judged(self._right(evidence, y_B), y_B != UNLABELLED, right)
+        tested_L2 = judged(self._guess(evidence, y_B), y_B, right)
+        right_L = tested_L2[:, 0] == tested_L2[:, 1]
 
         # 2. Train the active expert on the mini-batch and on samples replayed from memory.
         self._meet(arrivals, unseen)
         self.losses = self.trainer.run(self._steps(x, y_B, evidence), self.generator)
 
         # 3. Remember: the mini-batch joins the memory, the oldest members leave.
-        known = (evidence.means_BJZ, evidence.features_BED[:, :-1])
-        added = self.memory.add(arrivals, known)
-        self._count(right_B, arrivals)
+        added = self.memory.add(arrivals, (evidence.means_BJZ, evidence.features_BED[:, :-1]))
+        self._count(right_L, arrivals)
 
         # 4. Expand when the full memory is novel to every frozen expert.
         expanded = right is None and self._measured() and self._expand_if_novel()
         return ObserveReport(
             step=self.counts.step,
             expert=active,
-            labelled=len(right_B),
-            correct=int(right_B.sum()),
+            labelled=len(right_L),
+            correct=int(right_L.sum()),
+            tested=tested_L2.tolist(),
             novelty=self.novelty,
             expanded=expanded,
             losses=self.losses,
             added=() if expanded else added,
         )
 
-    def _right(self, evidence: Evidence, y_B: Tensor) -> Tensor:
-        """Return whether each labelled sample is predicted right, bool [labelled]."""
-        known = (y_B != UNLABELLED) & (y_B < len(self.mixture.classes))
-        right_B = torch.zeros_like(y_B, dtype=torch.bool)
-        if known.any():
+    def _guess(self, evidence: Evidence, y_B: Tensor) -> Tensor:
+        """Return the class it answers for each labelled sample, [labelled]."""
+        labelled_B, guess_B = y_B != UNLABELLED, torch.full_like(y_B, NO_ANSWER)
+        if self.mixture.classes and labelled_B.any():
             routed_B = self.mixture.route(evidence.scores_BE)
-            probabilities_BK = self.mixture.probabilities(evidence, routed_B)
-            answered_B = probabilities_BK.amax(1) > 0
-            right_B = known & answered_B & (probabilities_BK.argmax(1) == y_B)
-        return right_B[y_B != UNLABELLED]
+            best = self.mixture.probabilities(evidence, routed_B).max(1)
+            guess_B = torch.where(best.values > 0, best.indices, guess_B)
+        return guess_B[labelled_B]
 
     def _meet(self, arrivals: Arrivals, unseen: list[Label]) -> None:
         """Make room for new classes; let the scaler learn while nothing is frozen."""
@@ -228,15 +228,15 @@ class LEViT:
         column_K[own] = torch.arange(len(own))
         return column_K.to(self.device)
 
-    def _count(self, right_B: Tensor, arrivals: Arrivals) -> None:
+    def _count(self, right_L: Tensor, arrivals: Arrivals) -> None:
         counts, y_B = self.counts, arrivals.y_B
         counts.step += 1
         counts.samples += arrivals.first
-        counts.labelled += len(right_B)
-        counts.correct += int(right_B.sum())
+        counts.labelled += len(right_L)
+        counts.correct += int(right_L.sum())
         counts.unmeasured += arrivals.first
         self.mixture.lives[-1].samples += arrivals.first
-        self.accuracy.count(right_B, y_B[y_B != UNLABELLED], len(self.mixture.classes))
+        self.accuracy.count(right_L, y_B[y_B != UNLABELLED], len(self.mixture.classes))
 
     def _measured(self) -> bool:
         """Measure novelty if it is time, and say whether it was; None while it has no meaning.

@@ -33,6 +33,9 @@ class ObserveReport:
     """Samples with a label."""
     correct: int
     """Labelled samples predicted right before they were learned."""
+    tested: Sequence[Sequence[int]]
+    """Of each labelled sample its class and what was answered before it was learned, as indexes
+    into the classes; else `NO_ANSWER` or `OTHER` (see `judged`)."""
     novelty: float | None
     """Of the full memory against the frozen experts when it was last measured; None while the
     memory was not full or nothing is frozen."""

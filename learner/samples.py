@@ -14,6 +14,10 @@ Label = int | str
 Labels = Tensor | Sequence[str]
 UNLABELLED = -1
 """Class index of a sample without a label."""
+NO_ANSWER = -1
+"""In place of the class that was answered, where no class was known."""
+OTHER = -2
+"""In its place where the answer was wrong, and only that is known of it."""
 
 
 def checked_samples(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -65,20 +69,25 @@ def class_indexes(
     return y_B, list(index)[len(known) :]
 
 
-def judged(right_L: Tensor, labelled_B: Tensor, right: Sequence[bool | None] | None) -> Tensor:
-    """Return whether each labelled sample was answered right, bool [L].
+def judged(guess_L: Tensor, y_B: Tensor, right: Sequence[bool | None] | None) -> Tensor:
+    """Return the class of each labelled sample and what was answered, int64 [L, 2].
+
+    `NO_ANSWER` where nothing was, `OTHER` where it was wrong and not kept.
 
     Args:
-        right_L: whether the learner answers them right now.
-        labelled_B: which samples have a label, bool [B].
+        guess_L: what the learner answers now, or NO_ANSWER.
+        y_B: classes, -1 for none.
         right: of each of the B samples, whether an earlier answer was right, None where there was
             none; None: there was none at all.
     """
-    if right is None:
-        return right_L
-    given_L = torch.tensor([one is not None for one in right])[labelled_B.cpu()]
-    said_L = torch.tensor([bool(one) for one in right])[labelled_B.cpu()]
-    return torch.where(given_L.to(right_L.device), said_L.to(right_L.device), right_L)
+    labelled_B = y_B != UNLABELLED
+    y_L = y_B[labelled_B]
+    if right is not None:
+        given_L = torch.tensor([one is not None for one in right])[labelled_B.cpu()]
+        said_L = torch.tensor([bool(one) for one in right])[labelled_B.cpu()].to(y_L.device)
+        told_L = torch.where(said_L, y_L, OTHER)
+        guess_L = torch.where(given_L.to(y_L.device), told_L, guess_L)
+    return torch.stack([y_L, guess_L], 1)
 
 
 def _plain(labels: Tensor | Sequence[object]) -> list[Label]:

@@ -22,8 +22,8 @@ from service.store.entry import Entry
 from service.store.history import History
 from service.store.snapshots import SERVED, split_frozen
 from service.worker.checkpoints import (
+    ARRAYS,
     MEMBERS,
-    RECENT,
     TRAINING,
     read_checkpoint,
     sequence,
@@ -68,6 +68,8 @@ class Replayed:
     state: EngineState
     recent: Tensors
     """See `RecentBatches.dump`."""
+    timeline: Tensors
+    """See `Timeline.dump`."""
     summary: Summary
     met: Sequence[tuple[Kept, bool]]
     """The checkpoints on the way, each with whether the state was equal, bit by bit."""
@@ -152,6 +154,7 @@ def replay(past: Past, entries: Iterable[Entry], engines: Engines, reread: Rerea
         progress=progress,
         state=engine.dump(),
         recent=memory.recent.dump(),
+        timeline=memory.timeline.dump(),
         summary=engine.summary(),
         met=met,
     )
@@ -168,7 +171,8 @@ def write(replayed: Replayed, past: Past, path: Path) -> None:
     contents[SERVED] = save(dict(state.served))
     contents[TRAINING] = save(dict(state.training))
     contents[MEMBERS] = save({"members": state.members})
-    contents[RECENT] = save(dict(replayed.recent))
+    contents[ARRAYS["recent"]] = save(dict(replayed.recent))
+    contents[ARRAYS["timeline"]] = save(dict(replayed.timeline))
     facts = {
         "format": FORMAT,
         "kind": "replay",

@@ -17,7 +17,8 @@ from service.settings import Settings
 from service.store.entry import Entry
 from service.store.link import connect
 from service.store.names import DEFAULT as names
-from service.store.snapshots import SnapshotInfo, SnapshotWriter
+from service.store.snapshots import SnapshotInfo, SnapshotWriter, StreamFacts
+from service.timeline import Timeline
 
 SCHEMA = InputSchema.parse("image:8x8x1")
 PIXELS = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
@@ -59,7 +60,13 @@ def load_pixel_engines() -> Engines:
     return cast(Engines, PixelEngines())
 
 
-def publish(state_dir: Path, *, classes: list[Label], position: str = "7-0") -> SnapshotInfo:
+def publish(
+    state_dir: Path,
+    *,
+    classes: list[Label],
+    position: str = "7-0",
+    timeline: Timeline | None = None,
+) -> SnapshotInfo:
     """Publish a model of `classes`, as the worker would."""
     state = EngineState(
         frozen={},
@@ -75,7 +82,12 @@ def publish(state_dir: Path, *, classes: list[Label], position: str = "7-0") -> 
         replay_by_class=[0] * len(classes),
     )
     return SnapshotWriter(state_dir).publish(
-        state, summary, position=position, quarantined=0, checkpoint=None
+        state,
+        summary,
+        position=position,
+        quarantined=0,
+        stream=StreamFacts((timeline or Timeline()).dump()),
+        checkpoint=None,
     )
 
 

@@ -15,7 +15,8 @@ from service.store import directory
 from service.store.directory import StoredDirectory
 from service.store.entry import BatchStatus
 from service.store.read import Outcome
-from service.store.snapshots import SnapshotReader, SnapshotWriter
+from service.store.snapshots import SnapshotReader, SnapshotWriter, StreamFacts
+from service.timeline import Timeline
 from service.worker import environment
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from service.worker.step import Progress
@@ -52,6 +53,7 @@ def write(checkpoints: Checkpoints, step: int, *, frozen: int = 1) -> StoredDire
         waiting=Waiting(Settings()).dump(),
         writers={},
         canary={},
+        timeline=Timeline().dump(),
         health={},
         decisions=0,
         identity="log",
@@ -66,6 +68,7 @@ def publish(writer: SnapshotWriter, step: int, *, frozen: int = 1) -> int:
         Summary(step=step, classes=["cat"]),
         position=f"{step}-0",
         quarantined=0,
+        stream=StreamFacts(Timeline().dump()),
         checkpoint=None,
     )
     return info.version
@@ -357,7 +360,12 @@ def test_a_snapshot_shares_the_files_of_frozen_experts_with_its_checkpoint(
     stored = write(Checkpoints(Settings(state_dir=state_dir)), 1)
 
     SnapshotWriter(state_dir).publish(
-        state(1), Summary(step=1), position="1-0", quarantined=0, checkpoint=stored
+        state(1),
+        Summary(step=1),
+        position="1-0",
+        quarantined=0,
+        stream=StreamFacts(Timeline().dump()),
+        checkpoint=stored,
     )
 
     assert (stored.path / "expert-0.safetensors").stat().st_nlink == 2
@@ -370,11 +378,21 @@ def test_a_snapshot_of_a_checkpoint_shares_its_served_file_and_a_later_one_does_
     writer, reader = SnapshotWriter(state_dir), SnapshotReader(state_dir)
 
     same = writer.publish(
-        state(1), Summary(step=1), position="1-0", quarantined=0, checkpoint=stored
+        state(1),
+        Summary(step=1),
+        position="1-0",
+        quarantined=0,
+        stream=StreamFacts(Timeline().dump()),
+        checkpoint=stored,
     )
     links = (stored.path / "served.safetensors").stat().st_nlink
     later = writer.publish(
-        state(2), Summary(step=2), position="2-0", quarantined=0, checkpoint=stored
+        state(2),
+        Summary(step=2),
+        position="2-0",
+        quarantined=0,
+        stream=StreamFacts(Timeline().dump()),
+        checkpoint=stored,
     )
 
     assert (links, (stored.path / "served.safetensors").stat().st_nlink) == (2, 2)

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from service.engine.protocol import EngineState, Tensors
 from service.settings import Settings
 from service.store.entry import decode_payload
 from service.store.link import connect
 from service.store.names import DEFAULT as names
 from service.store.server import EmbeddedServer, bundled_binary
 from service.supervisor import child_environment
+from service.timeline import Timeline
 from service.worker.checkpoints import Checkpoint, Checkpoints
 from tests.conftest import MakeSettings
 from tests.log_entries import SCHEMA, append_all, batches, digest
@@ -81,16 +83,22 @@ def finish(settings: Settings, *, flaw: str = "none") -> str:
         assert process.wait(10) == 0
     checkpoint = newest(settings)
     assert checkpoint is not None
-    return digest(checkpoint.state)
+    return whole(checkpoint.state, checkpoint.timeline)
+
+
+def whole(state: EngineState, timeline: Tensors) -> str:
+    """Return the digest of a state and of its time line, but for the times."""
+    counted = {name: timeline[name].tolist() for name in sorted(timeline) if name != "at_ms"}
+    return f"{digest(state)} {counted}"
 
 
 @pytest.fixture(scope="module")
 def expected() -> str:
     """The digest of an engine that was given STREAM directly: no log, no worker, no crash."""
-    engine = ToyEngines().create(Settings(), SCHEMA)
+    engine, timeline = ToyEngines().create(Settings(), SCHEMA), Timeline()
     for number, one in enumerate(STREAM, start=1):
-        engine.observe((number, 0), *decode_payload(one.payload))
-    return digest(engine.dump())
+        timeline.add(0, one.n, engine.observe((number, 0), *decode_payload(one.payload)))
+    return whole(engine.dump(), timeline.dump())
 
 
 def kill_at_random_moments(settings: Settings, *, flaw: str = "none", kills: int = 8) -> None:
@@ -119,7 +127,7 @@ async def test_killed_at_random_moments_it_ends_in_the_state_of_an_uninterrupted
     assert finish(made) == expected
 
 
-@pytest.mark.parametrize("flaw", ["generator", "memory"])
+@pytest.mark.parametrize("flaw", ["generator", "memory", "timeline"])
 async def test_a_worker_that_forgets_something_ends_in_another_state(
     settings: MakeSettings, expected: str, flaw: str
 ) -> None:

@@ -36,6 +36,7 @@ ROUTES = {
     "GET /readyz",
     "GET /snapshots",
     "GET /streams",
+    "GET /timeline",
     "POST /checkpoints/{seq}/pin",
     "POST /checkpoints/{seq}/rollback",
     "POST /labels",

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from service.engine.protocol import (
+    NO_ANSWER,
+    OTHER,
     Array,
     EngineState,
     EntryRefused,
@@ -108,6 +110,11 @@ class ToyEngine:
             if label is not None
         )
         self._learn(x, listed)
+        tested = [
+            (self.classes.index(label), self._answered(guess, label, said))
+            for guess, label, said in zip(guesses, listed, right, strict=True)
+            if label is not None
+        ]
         for _ in range(min(4, len(self.memory))):
             _, sample, label = self.memory[self.generator.integers(len(self.memory))]
             self._learn(sample[np.newaxis], [label])
@@ -127,6 +134,7 @@ class ToyEngine:
             expert=len(self.frozen),
             labelled=sum(label is not None for label in listed),
             correct=correct,
+            tested=tested,
             novelty=None,
             expanded=False,
             loss={"cross_entropy": 0.0, "negative_elbo": 0.0},
@@ -216,6 +224,11 @@ class ToyEngine:
             parameters=self.sums_KD.size,
             bytes=self.sums_KD.nbytes,
         )
+
+    def _answered(self, guess: Label | None, label: Label, said: bool | None) -> int:
+        if said is not None:
+            return self.classes.index(label) if said else OTHER
+        return NO_ANSWER if guess is None else self.classes.index(guess)
 
     def _guess(self, sample_D: Array) -> Label | None:
         if not self.classes:

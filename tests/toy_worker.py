@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.store import records
 from service.store.entry import Entry
 from service.store.read import Log
+from service.timeline import Timeline
 from service.worker import loop, process, recent
 from tests.toy_engine import ToyEngine, ToyEngines
 
@@ -39,6 +40,14 @@ class ForgetsTheMemory(ToyEngines):
 
     def restore(self, settings: Settings, state: EngineState, members: Members) -> ToyEngine:
         return replace(super().restore(settings, state, members), memory=[])
+
+
+class ForgetsTheTimeline(ToyEngines):
+    """With it, a time line begins anew at each restart."""
+
+    def __init__(self, step_s: float) -> None:
+        super().__init__(step_s)
+        Timeline.load = lambda self, dumped: None  # type: ignore[method-assign]
 
 
 DEADLY = 254
@@ -99,6 +108,7 @@ FLAWS = {
     "none": ToyEngines,
     "generator": ForgetsTheGenerator,
     "memory": ForgetsTheMemory,
+    "timeline": ForgetsTheTimeline,
     "checksum": TrustsTheLog,
     "mortal": Mortal,
     "brief": RemembersFew,

@@ -35,6 +35,7 @@ _OF_A_STREAM: Mapping[tuple[str, str], Needed] = {
     ("POST", "/predict"): "predict",
     ("GET", "/experts"): "read",
     ("GET", "/events"): "read",
+    ("GET", "/timeline"): "read",
     ("GET", "/quarantine"): "read",
     ("GET", "/quarantine/{batch_id}"): "read",
     ("POST", "/quarantine/{batch_id}/retry"): "admin",

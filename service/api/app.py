@@ -33,6 +33,7 @@ from service.api.routes_oip import oip_routes
 from service.api.routes_predict import predict_routes
 from service.api.routes_quarantine import quarantine_routes
 from service.api.routes_streams import stream_routes
+from service.api.routes_timeline import timeline_routes
 from service.api.routes_watch import probe_routes, watch_routes
 from service.api.streams import Streams, named_stream
 from service.engine.protocol import Engines
@@ -94,6 +95,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         quarantine_routes(streams.of),
         checkpoint_routes(streams.of),
         event_routes(streams.of),
+        timeline_routes(streams.of),
     ):
         app.include_router(router)
         app.include_router(router, prefix=STREAM_PREFIX, dependencies=[Depends(named_stream)])

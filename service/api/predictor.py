@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from service.engine.protocol import Array, Engines, Label, Prediction, Predictor
+from service.engine.protocol import Array, Engines, Label, Prediction, Predictor, Tensors
 from service.errors import CorruptState, Unavailable
 from service.settings import Settings
 from service.store.snapshots import SnapshotInfo, SnapshotReader
@@ -85,10 +85,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A snapshot's facts and the predictor made from it."""
+    """A snapshot's facts, the predictor made from it, and its stream's time line."""
 
     info: SnapshotInfo
     predictor: Predictor
+    timeline: Tensors
+    """See `Timeline.dump`."""
 
 
 class Follower:
@@ -163,7 +165,7 @@ class Follower:
             if version is None or version in (served, self._refused_version):
                 return
             loaded = self._reader.load(version)
-            self._current = Served(loaded.info, engines.predictor(loaded.state))
+            self._current = Served(loaded.info, engines.predictor(loaded.state), loaded.timeline)
             if (on_swap := self.on_swap) is not None:
                 on_swap()
         except (CorruptState, OSError) as error:

@@ -165,6 +165,7 @@ class LevitEngine:
             expert=report.expert,
             labelled=report.labelled,
             correct=report.correct,
+            tested=report.tested,
             novelty=report.novelty,
             expanded=report.expanded,
             loss=summaries.losses(self._levit),

@@ -23,6 +23,10 @@ Labels = NDArray[np.int64] | Sequence[str]
 """One per sample: integers >= 0 with -1 for none, or strings with "" for none."""
 MemberId = tuple[int, int]
 """A sample of the log: (entry number, index in its batch)."""
+NO_ANSWER = -1
+"""In place of the class that was answered, where no class was known."""
+OTHER = -2
+"""In its place where the answer was wrong, and only that is known of it."""
 Origin = tuple[int, int]
 """Where a batch comes from: (entry number in its stream, counted from 1, number of its writer)."""
 
@@ -43,6 +47,9 @@ class ObserveReport:
     """Samples of the batch with a label."""
     correct: int
     """Labelled samples predicted right before they were learned (test-then-train)."""
+    tested: Sequence[Sequence[int]]
+    """Of each labelled sample its class and the one that was answered before it was learned, as
+    indexes into `Summary.classes`; else `NO_ANSWER` or `OTHER`."""
     novelty: float | None
     """log10 of the evidence for change in preset `default`; in `paper` the memory's novelty when it
     was last measured. None while there is nothing to compare with."""

@@ -1,6 +1,7 @@
 """Snapshots: what predictors serve from; the worker writes them, every API process reads them.
 
-    snapshots/snap-<version>/{expert-<id>.safetensors ..., served.safetensors, manifest.json}
+    snapshots/snap-<version>/{expert-<id>.safetensors ..., served.safetensors,
+                              timeline.safetensors, manifest.json}
     snapshots/current        the newest version, replaced atomically
 
 A new directory each time, never a file overwritten in place. Frozen experts are hard links to
@@ -21,10 +22,11 @@ from service.errors import CorruptState
 from service.store import directory
 from service.store.directory import StoredDirectory
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 """Newest snapshots kept, so that a reader of the last but one can finish."""
 SERVED = "served.safetensors"
+TIMELINE = "timeline.safetensors"
 POINTER = "current"
 
 
@@ -50,14 +52,15 @@ class SnapshotInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class LateLabels:
-    """What a snapshot tells of labels that come later than their samples."""
+class StreamFacts:
+    """What a snapshot tells of its stream beside the learner."""
 
-    outcomes: Mapping[str, int]
-    waiting: int
-
-
-NO_LATE_LABELS = LateLabels({}, 0)
+    timeline: Tensors
+    """See `Timeline.dump`."""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Late labels since the start, by what became of them."""
+    waiting: int = 0
+    """Samples that wait for a label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class LoadedSnapshot:
     info: SnapshotInfo
     state: EngineState
     """With `frozen`, `served` and `values`; `training` and `members` are empty."""
+    timeline: Tensors
+    """See `Timeline.dump`."""
 
 
 def expert_file(expert: int) -> str:
@@ -99,7 +104,7 @@ class SnapshotWriter:
         *,
         position: str,
         quarantined: int,
-        late: LateLabels = NO_LATE_LABELS,
+        stream: StreamFacts,
         checkpoint: StoredDirectory | None,
     ) -> SnapshotInfo:
         """Return the facts of the snapshot that readers find from now on.
@@ -109,7 +114,7 @@ class SnapshotWriter:
             summary: what to show of it.
             position: of the last entry consumed.
             quarantined: entries set aside so far.
-            late: what became of late labels so far.
+            stream: what is told of the stream so far.
             checkpoint: a directory whose files of frozen experts may be linked to, and, where it
                 was written at the same position, the one of the active expert too.
 
@@ -121,8 +126,8 @@ class SnapshotWriter:
             position=position,
             step=summary.step,
             quarantined=quarantined,
-            labels=late.outcomes,
-            waiting=late.waiting,
+            labels=stream.labels,
+            waiting=stream.waiting,
             published_at=time.time(),
             summary=asdict(summary),
         )
@@ -130,9 +135,9 @@ class SnapshotWriter:
         self._remove_unpublished()
         contents, linked = split_frozen(state.frozen, checkpoint)
         if checkpoint is not None and checkpoint.facts["progress"]["position"] == position:
-            linked[SERVED] = checkpoint  # one position, one state: the bytes are the same
+            linked |= {SERVED: checkpoint, TIMELINE: checkpoint}  # one position, one state
         else:
-            contents[SERVED] = save(dict(state.served))
+            contents |= {SERVED: save(dict(state.served)), TIMELINE: save(dict(stream.timeline))}
         directory.write(self._root / f"snap-{info.version}", contents, facts, linked=linked)
         directory.replace_file(self._root / POINTER, str(info.version).encode())
         self.version = info.version
@@ -181,7 +186,7 @@ class SnapshotReader:
             members=np.empty((0, 2), np.int64),
             values=values,
         )
-        return LoadedSnapshot(SnapshotInfo(**facts), state)
+        return LoadedSnapshot(SnapshotInfo(**facts), state, load(stored.read(TIMELINE)))
 
     def _load_frozen(self, stored: StoredDirectory) -> dict[int, Tensors]:
         names = {expert: expert_file(expert) for expert in frozen_experts(stored)}

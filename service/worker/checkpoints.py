@@ -2,8 +2,7 @@
 
     checkpoints/ckpt-<seq>/{expert-<id>.safetensors ..., served.safetensors, training.safetensors,
                             members.safetensors, recent.safetensors, canary.safetensors,
-                            waiting.safetensors, waiting-<seq>.safetensors ...,
-                            outcomes.json, manifest.json}
+                            timeline.safetensors, waiting-<seq>.safetensors ..., manifest.json ...}
 
 The position in the log is inside the checkpoint: a restart loads one and reads on. What came
 after it is learned again by a learner that has forgotten it, so delivery at least once becomes an
@@ -33,11 +32,10 @@ from service.worker.step import Progress
 from service.worker.waiting import WaitingState
 from service.worker.waiting_files import read_waiting, waiting_files
 
-FORMAT = 4
+FORMAT = 5
 TRAINING = "training.safetensors"
 MEMBERS = "members.safetensors"
-RECENT = "recent.safetensors"
-CANARY = "canary.safetensors"
+ARRAYS = {name: f"{name}.safetensors" for name in ("recent", "canary", "timeline")}
 OUTCOMES = "outcomes.json"
 _PLAIN = ("summary", "writers", "health", "decisions", "identity", "writer_epoch")  # as JSON
 
@@ -56,6 +54,8 @@ class Checkpoint:
     """Ids of the batches learned last; see `RecentBatches`."""
     waiting: WaitingState
     canary: Tensors
+    timeline: Tensors
+    """See `Timeline.dump`."""
     writers: Mapping[str, Any]
     health: Mapping[str, Any]
     """See `Writers.dump` and `Health.dump`; of health `canary` is the rest."""
@@ -128,8 +128,8 @@ class Checkpoints:
         contents[SERVED] = save(dict(state.served))
         contents[TRAINING] = save(dict(state.training))
         contents[MEMBERS] = save({"members": state.members})
-        contents[RECENT] = save(dict(checkpoint.recent))
-        contents[CANARY] = save(dict(checkpoint.canary))
+        for name, file in ARRAYS.items():
+            contents[file] = save(dict(getattr(checkpoint, name)))
         contents[OUTCOMES] = _encode_outcomes(checkpoint.outcomes)
         facts = {
             "format": FORMAT,
@@ -240,6 +240,7 @@ def read_checkpoint(path: Path) -> tuple[StoredDirectory, Checkpoint]:
     """
     stored = _open(path)
     facts = stored.facts
+    arrays: dict[str, Any] = {name: load(stored.read(file)) for name, file in ARRAYS.items()}
     state = EngineState(
         frozen={id_: load(stored.read(expert_file(id_))) for id_ in frozen_experts(stored)},
         served=load(stored.read(SERVED)),
@@ -251,9 +252,8 @@ def read_checkpoint(path: Path) -> tuple[StoredDirectory, Checkpoint]:
         progress=Progress(**facts["progress"]),
         outcomes=_decode_outcomes(stored.read(OUTCOMES)),
         state=state,
-        recent=load(stored.read(RECENT)),
         waiting=read_waiting(stored),
-        canary=load(stored.read(CANARY)),
+        **arrays,
         **{name: facts[name] for name in _PLAIN},
     )
     return stored, checkpoint

@@ -1,9 +1,9 @@
 """What the worker knows and does, without deciding when: restore, learn, save, publish.
 
 The order of `save` is the promise. Replay members, then the checkpoint that names them, then the
-snapshot, then `learned` is told, then what no kept checkpoint needs is archived and dropped. A
-crash between any two steps leaves a state from which a restart learns the same again. Going back
-is a decision on disk, then the checkpoint of before, then a new checkpoint that has followed it.
+snapshot, then `learned` is told, then what no kept checkpoint needs is archived and dropped. After
+a crash between any two a restart learns the same again. Going back is a decision on disk, then the
+checkpoint of before, then a new one that has followed it.
 """
 
 from dataclasses import asdict, replace
@@ -22,7 +22,7 @@ from service.store.forks import adopt
 from service.store.names import Names
 from service.store.read import Log
 from service.store.resync import Loss
-from service.store.snapshots import LateLabels, SnapshotWriter
+from service.store.snapshots import SnapshotWriter, StreamFacts
 from service.store.stream_ids import RawEntry
 from service.worker.checkpoints import Checkpoints
 from service.worker.custody import Custody
@@ -209,14 +209,14 @@ class Learning:
         """
         if self._state.engine is None or self.progress.learned == 0:
             return
-        waiting = self._state.memory.waiting
+        memory, waiting = self._state.memory, self._state.memory.waiting
         with self._metrics.snapshot_duration.time():
             self._snapshots.publish(
                 self._state.engine.dump(),
                 self._state.engine.summary(),
                 position=self.progress.position,
                 quarantined=self.progress.quarantined,
-                late=LateLabels(waiting.counts, waiting.samples),
+                stream=StreamFacts(memory.timeline.dump(), waiting.counts, waiting.samples),
                 checkpoint=self.checkpoints.newest,
             )
 
@@ -290,8 +290,7 @@ class Learning:
 
     def _release(self) -> None:
         """Append what was set aside for a drift to the log again; idempotent."""
-        facts = self._state.health.facts
-        if facts.set_aside and not facts.probation_until:
+        if (facts := self._state.health.facts).set_aside and not facts.probation_until:
             log.info("released", entries=self._log.release(facts.set_aside))
             facts.set_aside = []
 

@@ -42,6 +42,7 @@ class WorkerState:
         state.memory.recent.load(checkpoint.recent)
         state.memory.waiting.load(checkpoint.waiting)
         state.memory.writers.load(checkpoint.writers)
+        state.memory.timeline.load(checkpoint.timeline)
         state.health.load(checkpoint.health, checkpoint.canary)
         state.books.outcomes = list(checkpoint.outcomes)
         state.books.expansions = int(checkpoint.summary["expansions"])
@@ -67,6 +68,7 @@ class WorkerState:
             waiting=self.memory.waiting.dump(),
             writers=self.memory.writers.dump(),
             canary=self.health.canary.arrays(),
+            timeline=self.memory.timeline.dump(),
             health=self.health.dump(),
             decisions=decisions,
             identity=identity,

@@ -5,14 +5,15 @@ through them: that is why this file knows no Redis, no clock and no checkpoint.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from service.engine.protocol import Engine, EntryRefused, ObserveReport, Stored
 from service.settings import Settings
 from service.store.decisions import Decisions
 from service.store.entry import Entry, LabelOutcome
-from service.store.stream_ids import START
+from service.store.stream_ids import START, order
+from service.timeline import Timeline
 from service.worker.recent import RecentBatches
 from service.worker.waiting import Lesson, Waiting
 from service.worker.writers import Writers
@@ -52,6 +53,7 @@ class Memory:
     recent: RecentBatches
     waiting: Waiting
     writers: Writers
+    timeline: Timeline = field(default_factory=Timeline)
 
     @classmethod
     def fresh(cls, settings: Settings) -> Self:
@@ -87,6 +89,8 @@ def advance(engine: Engine, lesson: Lesson, decisions: Decisions, memory: Memory
         engine.expand()
         if step.report is not None:
             step = replace(step, report=replace(step.report, expanded=True))
+    arrived = lesson.entry.n if lesson.right is None else 0  # late labels bring no new samples
+    memory.timeline.add(order(lesson.entry.position)[0], arrived, step.report)
     return step
 
 

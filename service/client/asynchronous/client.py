@@ -192,6 +192,14 @@ class AsyncClient(AsyncConnection):
         """
         return await self.document("/experts")
 
+    async def timeline(self) -> dict[str, Any]:
+        """Return the life of the stream so far, as GET /timeline shows it.
+
+        Raises:
+            ApiError: the service was away longer than `retry_s`.
+        """
+        return await self.document("/timeline")
+
     async def metrics(self) -> str:
         """Return every metric of the API, as Prometheus text.
 

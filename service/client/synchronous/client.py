@@ -187,6 +187,14 @@ class Client(Connection):
         """
         return self.document("/experts")
 
+    def timeline(self) -> dict[str, Any]:
+        """Return the life of the stream so far, as GET /timeline shows it.
+
+        Raises:
+            ApiError: the service was away longer than `retry_s`.
+        """
+        return self.document("/timeline")
+
     def metrics(self) -> str:
         """Return every metric of the API, as Prometheus text.
 
