@@ -8,10 +8,20 @@ from learner.adaptive_config import AdaptiveConfig
 from learner.adaptive_mixture import PARTS, AdaptiveExpert, AdaptiveMixture
 from learner.config import LearnerConfig, paper
 from learner.errors import ConfigError, LearnerError, NonFiniteError, ShapeError, StateError
+from learner.explanation import explain, features
 from learner.levit import LEViT
 from learner.mixture import Mixture
 from learner.presets import dump, purge, restore, restore_for_prediction
-from learner.report import Expansion, Life, ObserveReport, Prediction, Purged, Stored
+from learner.report import (
+    Expansion,
+    Explanation,
+    Heat,
+    Life,
+    ObserveReport,
+    Prediction,
+    Purged,
+    Stored,
+)
 from learner.scaler import unit
 from learner.state import LearnerState
 
@@ -23,6 +33,8 @@ __all__ = [
     "AdaptiveMixture",
     "ConfigError",
     "Expansion",
+    "Explanation",
+    "Heat",
     "LEViT",
     "LearnerConfig",
     "LearnerError",
@@ -37,6 +49,8 @@ __all__ = [
     "StateError",
     "Stored",
     "dump",
+    "explain",
+    "features",
     "paper",
     "purge",
     "restore",

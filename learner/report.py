@@ -3,7 +3,7 @@
 Dimension key: B samples, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -116,3 +116,32 @@ class Prediction:
         best = self.probabilities_BK.max(1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [self.classes[k] if p > 0 else None for k, p in pairs]
+
+
+HeatKind = Literal["contribution", "attention"]
+"""What was measured; see `learner.explanation`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """Where in one image its answer comes from."""
+
+    kind: HeatKind
+    cells: Tensor
+    """[rows, columns], float32: 0 the cell with least of it in this image, 1 with most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why B samples are answered as they are; row i is sample i."""
+
+    ids: Sequence[int]
+    """The experts in order of birth, the columns of `weights_BE`."""
+    weights_BE: Tensor
+    """Share that each expert has in the answer; in preset `default` zeros where none had a say."""
+    parts: Sequence[Mapping[str, float]]
+    """By the name of each part of the answer its share of the trust, summing to 1 for a sample."""
+    novelty_B: Tensor
+    """As `Prediction` tells it."""
+    heat: Sequence[Heat | None]
+    """None where samples are no images, or what answers does not know places."""

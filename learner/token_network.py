@@ -33,10 +33,14 @@ class PlaceBlock(nn.Module):
 
     def forward(self, t_BND: Tensor) -> Tensor:
         """Return the tokens one block further, [B, N, D]."""
+        y_BND: Tensor = self.block(self.placed(t_BND))
+        return y_BND
+
+    def placed(self, t_BND: Tensor) -> Tensor:
+        """Return the tokens with what tells where they lie, [B, N, D]."""
         t_BDhw = t_BND.transpose(1, 2).unflatten(2, self.grid)
         placed: Tensor = t_BND + self.place(t_BDhw).flatten(2).transpose(1, 2)
-        y_BND: Tensor = self.block(placed)
-        return y_BND
+        return placed
 
 
 class TokenNetwork(nn.Module):
@@ -73,6 +77,15 @@ class TokenNetwork(nn.Module):
             t_BND = block(t_BND)
         feature_BD: Tensor = self.norm(t_BND).mean(1)
         return feature_BD
+
+    def attention(self, tokens_BNE: Tensor) -> list[Tensor]:
+        """Return of each block how much its tokens read from each other, [B, N, N]."""
+        t_BND: Tensor = self.embed(tokens_BNE)
+        weights = []
+        for block in (part for part in self.blocks if isinstance(part, PlaceBlock)):
+            weights.append(block.block.attention.weights(block.placed(t_BND)))
+            t_BND = block(t_BND)
+        return weights
 
     def scores(self, own_BD: Tensor, frozen_BJD: Tensor | None) -> Tensor:
         """Return a logit for each class this expert was shown, [B, K]."""

@@ -74,7 +74,7 @@ class Tokenizer:
         One sample at a time: its responses stay in the cache, which is as fast as a batch, and its
         bits do not depend on its neighbours, so that tokens made again are the same tokens.
         """
-        parts = [self._grids(x_1CHW) for x_1CHW in self._scaled(x).split(1)]
+        parts = [self._grids(x_1CHW) for x_1CHW in self.scaled(x).split(1)]
         return Grids(*(torch.cat(group) for group in zip(*parts, strict=True)))
 
     @property
@@ -84,9 +84,9 @@ class Tokenizer:
 
     def token_grid(self, input_shape: tuple[int, ...]) -> tuple[int, int]:
         """Return how the N tokens of samples of this shape lie: rows and columns."""
-        sides = (input_shape[0], 1) if len(input_shape) == 2 else input_shape[1:]
+        extents = (input_shape[0], 1) if len(input_shape) == 2 else input_shape[1:]
         patch = self.kernel.shape[2:]
-        rows, columns = (_extent(s, p) for s, p in zip(sides, patch, strict=True))
+        rows, columns = (_extent(s, p) for s, p in zip(extents, patch, strict=True))
         return min(self._finest, rows), min(self._finest, columns)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -100,27 +100,29 @@ class Tokenizer:
         kernel = own.pop("kernel").contiguous(memory_format=torch.channels_last)  # as when fitted
         return cls(kernel, **own, mirror=mirror, grid=grid)
 
-    def _scaled(self, x: Tensor) -> Tensor:
+    def scaled(self, x: Tensor) -> Tensor:
+        """Return samples as `responses` takes them, float32 [B, C, H, W]."""
         if x.dim() == 4:
             return unit(x)
         return ((x - self.mean_C) * self.scale_C).clamp(-10, 10).transpose(1, 2).unsqueeze(3)
 
     def _grids(self, x_1CHW: Tensor) -> Grids:
         x_RCHW = torch.cat([x_1CHW, x_1CHW.flip(3)]) if self.mirror else x_1CHW
-        halves = self._thresholded(x_RCHW)
-        pooled = _pooled(halves, _sides(halves[0], self.grid)).mean(0, keepdim=True)
-        cells = _pooled(halves, _sides(halves[0], self._finest)).flatten(2).transpose(1, 2)
+        halves = self.responses(x_RCHW)
+        means = pooled(halves, sides(halves[0], self.grid)).mean(0, keepdim=True)
+        cells = pooled(halves, sides(halves[0], self._finest)).flatten(2).transpose(1, 2)
         tokens = ((cells - self.token_mean) @ self.token_axes / TOKEN_STEP).round_()
         tokens_1RNE = tokens.clamp_(-127, 127).to(torch.int8).unsqueeze(0)
-        return Grids(pooled.flatten(1).sqrt_(), tokens_1RNE)
+        return Grids(means.flatten(1).sqrt_(), tokens_1RNE)
 
-    def _thresholded(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def responses(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far each patch exceeds the threshold on either side, [B, K, H', W'] each."""
         return _two_sided(_responses(x_BCHW, self.kernel, self.offset_K))
 
     def cells(self, x_1CHW: Tensor) -> Tensor:
         """Return the raw values of a sample's tokens, before the principal axes, [N, 2K]."""
-        halves = self._thresholded(x_1CHW)
-        return _pooled(halves, _sides(halves[0], self._finest)).flatten(2).squeeze(0).T
+        halves = self.responses(x_1CHW)
+        return pooled(halves, sides(halves[0], self._finest)).flatten(2).squeeze(0).T
 
     @property
     def _finest(self) -> int:
@@ -211,12 +213,13 @@ def _two_sided(r_BKHW: Tensor) -> tuple[Tensor, Tensor]:
     return (r_BKHW - THRESHOLD).relu_(), (-THRESHOLD - r_BKHW).relu_()
 
 
-def _pooled(halves: tuple[Tensor, Tensor], grid: tuple[int, int]) -> Tensor:
+def pooled(halves: tuple[Tensor, ...], grid: tuple[int, int]) -> Tensor:
     """Return both halves averaged per cell, [B, 2K, *grid]."""
     return torch.cat([F.adaptive_avg_pool2d(half, grid) for half in halves], 1)
 
 
-def _sides(r_BKHW: Tensor, most: int) -> tuple[int, int]:
+def sides(r_BKHW: Tensor, most: int) -> tuple[int, int]:
+    """Return the sides of a grid of at most so many cells each way."""
     return min(most, r_BKHW.shape[2]), min(most, r_BKHW.shape[3])
 
 
@@ -280,7 +283,7 @@ def _handed(x_BCHW: Tensor, kernel: Tensor, offset_K: Tensor) -> bool:
     few = kernel[:64], offset_K[:64]
 
     def quarters(x: Tensor) -> Tensor:
-        return _pooled(_two_sided(_responses(x, *few)), (2, 2)).flatten(1)
+        return pooled(_two_sided(_responses(x, *few)), (2, 2)).flatten(1)
 
     odd = torch.cat([quarters(x) - quarters(x.flip(3)) for x in x_BCHW.split(1)])
     first, second = odd[::2], odd[1::2]

@@ -26,11 +26,21 @@ class Attention(nn.Module):
     def forward(self, t_BND: Tensor) -> Tensor:
         """Return what each token reads from all tokens of its own image, [B, N, D]."""
         B, N, D = t_BND.shape
-        qkv_BNAd: Tensor = self.qkv(self.norm(t_BND)).view(B, N, 3, self.heads, D // self.heads)
-        q_BANd, k_BANd, v_BANd = qkv_BNAd.permute(2, 0, 3, 1, 4).unbind(0)
+        q_BANd, k_BANd, v_BANd = self._projected(t_BND)
         y_BANd = F.scaled_dot_product_attention(q_BANd, k_BANd, v_BANd)
         y_BND: Tensor = self.out(y_BANd.transpose(1, 2).reshape(B, N, D))
         return y_BND
+
+    def weights(self, t_BND: Tensor) -> Tensor:
+        """Return how much each token (row) reads from each (column), mean over heads, [B, N, N]."""
+        q_BANd, k_BANd, _ = self._projected(t_BND)
+        weights_BANN: Tensor = (q_BANd @ k_BANd.mT / q_BANd.shape[3] ** 0.5).softmax(3)
+        return weights_BANN.mean(1)
+
+    def _projected(self, t_BND: Tensor) -> tuple[Tensor, ...]:
+        B, N, D = t_BND.shape
+        qkv_BNAd: Tensor = self.qkv(self.norm(t_BND)).view(B, N, 3, self.heads, D // self.heads)
+        return qkv_BNAd.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class Block(nn.Module):
@@ -58,17 +68,22 @@ class PatchBackbone(nn.Module):
         C, H, W = input_shape
         P = config.patch
         self.padding = (0, -W % P, 0, -H % P)  # right and bottom, where P does not divide
-        tokens = -(-H // P) * -(-W // P)
+        self.grid = (-(-H // P), -(-W // P))
+        tokens = self.grid[0] * self.grid[1]
         self.embedding = nn.Conv2d(C, config.width, kernel_size=P, stride=P)
         self.position_ND = nn.Parameter(torch.empty(tokens, config.width))
         self.block = Block(config.width, config.heads, config.width)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the tokens of each image, [B, N, D]."""
-        t_BDhw: Tensor = self.embedding(F.pad(x_BCHW, self.padding))
-        t_BND = t_BDhw.flatten(2).transpose(1, 2) + self.position_ND
-        y_BND: Tensor = self.block(t_BND)
+        y_BND: Tensor = self.block(self.embedded(x_BCHW))
         return y_BND
+
+    def embedded(self, x_BCHW: Tensor) -> Tensor:
+        """Return the patches of each image as tokens, before the block, [B, N, D]."""
+        t_BDhw: Tensor = self.embedding(F.pad(x_BCHW, self.padding))
+        t_BND: Tensor = t_BDhw.flatten(2).transpose(1, 2) + self.position_ND
+        return t_BND
 
 
 class DenseBackbone(nn.Module):

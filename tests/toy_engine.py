@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from service.engine.explanation import Explanation
 from service.engine.protocol import (
     NO_ANSWER,
     OTHER,
@@ -286,6 +288,19 @@ class ToyPredictor:
             experts=np.full(len(x), self.expert, np.int64),
             novelty=np.zeros(len(x), np.float32),
         )
+
+    def explain(self, x: Array) -> Explanation:
+        ids = range(self.expert + 1)
+        return Explanation(
+            ids=ids,
+            weights=np.tile((np.arange(len(ids)) == self.expert).astype(np.float32), (len(x), 1)),
+            parts=[{"means": 1.0}] * len(x),
+            novelty=np.zeros(len(x), np.float32),
+            heat=[None] * len(x),
+        )
+
+    def features(self, x: Array) -> NDArray[np.float32]:
+        return scaled(x).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import learner
 from service.engine import arrays, configs, summaries
 from service.engine.arrays import LAYOUTS, sample_shape
+from service.engine.explanation import Explanation, Heat
 from service.engine.protocol import (
     Array,
     EngineState,
@@ -193,8 +195,26 @@ class LevitPredictor:
 
     def predict(self, x: Array) -> Prediction:
         """Return the answers for samples [B, *schema.shape], uint8 or float32."""
-        samples = arrays.samples(x, self._mixture.config.input_shape)
-        return _prediction(self._mixture.predict(samples))
+        return _prediction(self._mixture.predict(self._samples(x)))
+
+    def explain(self, x: Array) -> Explanation:
+        """Return why the samples [B, *schema.shape] are answered as they are."""
+        told = learner.explain(self._mixture, self._samples(x))
+        return Explanation(
+            ids=told.ids,
+            weights=told.weights_BE.numpy(),
+            parts=told.parts,
+            novelty=told.novelty_B.numpy(),
+            heat=[None if h is None else Heat(h.kind, h.cells.numpy()) for h in told.heat],
+        )
+
+    def features(self, x: Array) -> NDArray[np.float32]:
+        """Return what samples [B, *schema.shape] are to the learner, [B, D]."""
+        features_BD: NDArray[np.float32] = learner.features(self._mixture, self._samples(x)).numpy()
+        return features_BD
+
+    def _samples(self, x: Array) -> Tensor:
+        return arrays.samples(x, self._mixture.config.input_shape)
 
 
 def _as_tensor(labels: Labels) -> Tensor | Sequence[str]:

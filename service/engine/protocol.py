@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.explanation import Explanation
 from service.inputs import InputSchema
 from service.settings import Settings
 
@@ -225,10 +226,7 @@ class Engine(Protocol):
         ...
 
     def recall(self, x: Array) -> "Prediction":
-        """Return what the learner knows of the past for samples [B, *schema.shape].
-
-        Learns nothing; what only follows the present has no say.
-        """
+        """Return what it knows of the past, not of the present alone, of [B, *schema.shape]."""
         ...
 
     def dump(self) -> EngineState:
@@ -264,6 +262,14 @@ class Predictor(Protocol):
 
     def predict(self, x: Array) -> Prediction:
         """Return the answers for samples [B, *schema.shape], uint8 or float32."""
+        ...
+
+    def explain(self, x: Array) -> Explanation:
+        """Return why the samples [B, *schema.shape] are answered as they are."""
+        ...
+
+    def features(self, x: Array) -> NDArray[np.float32]:
+        """Return what samples [B, *schema.shape] are to the learner, [B, D]: like ones are near."""
         ...
 
 
