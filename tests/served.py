@@ -2,7 +2,7 @@
 what is sent to it, and what must hold of its answers and of Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from service.api.app import create_app
 from service.engine.explanation import Explanation, Heat
-from service.engine.protocol import Array, Engines, EngineState, Label, Prediction, Summary
+from service.engine.protocol import (
+    Array,
+    Engines,
+    EngineState,
+    ExpertInfo,
+    Label,
+    Prediction,
+    Summary,
+)
 from service.inputs import InputSchema
 from service.settings import Settings
 from service.store.entry import Entry
@@ -81,6 +89,7 @@ def publish(
     classes: list[Label],
     position: str = "7-0",
     timeline: Timeline | None = None,
+    experts: Sequence[ExpertInfo] = (),
 ) -> SnapshotInfo:
     """Publish a model of `classes`, as the worker would."""
     state = EngineState(
@@ -93,6 +102,7 @@ def publish(
     summary = Summary(
         step=5,
         classes=classes,
+        experts=experts,
         prequential_by_class=[None] * len(classes),
         replay_by_class=[0] * len(classes),
     )

@@ -28,6 +28,7 @@ ROUTES = {
     "GET /checkpoints",
     "GET /events",
     "GET /experts",
+    "GET /live",
     "GET /livez",
     "GET /metrics",
     "GET /observations/{batch_id}",

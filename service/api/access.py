@@ -20,6 +20,7 @@ DEFAULT_STREAM: Final = "default"
 
 _OF_THE_SERVICE: Mapping[tuple[str, str], Needed] = {
     ("GET", "/"): "open",
+    ("GET", "/page/{name}"): "open",
     ("GET", "/livez"): "open",
     ("GET", "/readyz"): "open",
     ("GET", "/metrics"): "metrics",
@@ -36,6 +37,7 @@ _OF_A_STREAM: Mapping[tuple[str, str], Needed] = {
     ("GET", "/experts"): "read",
     ("GET", "/events"): "read",
     ("GET", "/timeline"): "read",
+    ("GET", "/live"): "read",
     ("GET", "/quarantine"): "read",
     ("GET", "/quarantine/{batch_id}"): "read",
     ("POST", "/quarantine/{batch_id}/retry"): "admin",

@@ -29,7 +29,9 @@ from service.api.routes_checkpoints import checkpoint_routes
 from service.api.routes_events import event_routes
 from service.api.routes_labels import label_routes
 from service.api.routes_learn import learn_routes
+from service.api.routes_live import live_routes
 from service.api.routes_oip import oip_routes
+from service.api.routes_page import page_routes
 from service.api.routes_predict import predict_routes
 from service.api.routes_quarantine import quarantine_routes
 from service.api.routes_streams import stream_routes
@@ -86,6 +88,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     )
     app.keys_optional = settings.insecure
     app.include_router(watch_routes())
+    app.include_router(page_routes())
     app.include_router(stream_routes(streams))
     app.include_router(oip_routes(streams, codec))
     for router in (
@@ -96,6 +99,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         checkpoint_routes(streams.of),
         event_routes(streams.of),
         timeline_routes(streams.of),
+        live_routes(streams.of),
     ):
         app.include_router(router)
         app.include_router(router, prefix=STREAM_PREFIX, dependencies=[Depends(named_stream)])

@@ -4,11 +4,12 @@ A listener is told until the process stops, its key counts no more, or Redis is 
 stream ends, and it goes on elsewhere or later behind the last id that it was told.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Final
 
-from service.errors import TooMany, Unauthorized, Unavailable
+from service.api.seats import Seats
+from service.errors import Unauthorized, Unavailable
 from service.store.events import Event
 from service.store.feed import Beginning, Feed
 
@@ -21,27 +22,10 @@ class Audience:
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
-        self._listeners = 0
+        self._seats = Seats(MOST_LISTENERS)
+        self.seat = self._seats.seat
+        """Holds a place among the listeners; raises TooMany."""
         self._stopping = False
-
-    @contextmanager
-    def seat(self) -> Iterator[None]:
-        """Hold a place among the listeners.
-
-        Raises:
-            TooMany: `too_many_listeners`.
-        """
-        if self._listeners >= MOST_LISTENERS:
-            raise TooMany(
-                "too_many_listeners",
-                f"a stream has at most {MOST_LISTENERS} listeners at the same time",
-                retry_after_s=5,
-            )
-        self._listeners += 1
-        try:
-            yield
-        finally:
-            self._listeners -= 1
 
     async def begin(self, after: str | None) -> Beginning:
         """Return where a listener begins; raises Unavailable."""

@@ -174,6 +174,7 @@ async def _infer(model: _Model, request: Request, codec: Codec) -> tuple[Answer,
     known = model.served().predictor.schema
     asked, batch = await codec.inference(request, known=known)
     answer = await model.stream.batcher.predict(batch.x)
+    model.stream.pulse.answered(answer.experts)
     model.check(answer.info.version)  # a newer one may be served by now
     return answer, asked
 

@@ -92,7 +92,9 @@ async def _answer(at: StreamServices, codec: Codec, request: Request) -> tuple[B
     batch = await codec.samples(request, known=await _known_input(at))
     if at.follower.current is None:
         raise not_ready()
-    return batch, await at.batcher.predict(batch.x)
+    answer = await at.batcher.predict(batch.x)
+    at.pulse.answered(answer.experts)
+    return batch, answer
 
 
 async def _known_input(at: StreamServices) -> InputSchema | None:

@@ -1,4 +1,4 @@
-"""GET /, /docs, /livez, /readyz and /metrics: what operators and their machines look at."""
+"""GET /docs, /livez, /readyz and /metrics: what operators and their machines look at."""
 
 import asyncio
 
@@ -6,7 +6,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from service import __version__
 from service.api import page
 from service.api.keyring import Keyring
 from service.api.principal import principal_of
@@ -19,20 +18,6 @@ from service.metrics import ApiMetrics
 def watch_routes() -> APIRouter:
     """Return the routes that tell what the service is."""
     router = APIRouter(tags=["watch"])
-
-    @router.get("/")
-    async def index() -> dict[str, str]:
-        """Say what this is and where to look."""
-        return {
-            "service": "LEViT Stream: an online, task-free streaming learner",
-            "version": __version__,
-            "observe": "POST /observe",
-            "predict": "POST /predict",
-            "experts": "/experts",
-            "metrics": "/metrics",
-            "ready": "/readyz",
-            "docs": "/docs",
-        }
 
     @router.get("/docs", include_in_schema=False)
     async def documents(request: Request) -> HTMLResponse:

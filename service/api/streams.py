@@ -13,11 +13,13 @@ import structlog
 from fastapi import Path
 from starlette.requests import Request
 
-from service.api.audience import Audience
+from service.api.audience import MOST_LISTENERS, Audience
 from service.api.batcher import Batcher
 from service.api.freshness import Freshness
 from service.api.intake import Intake
 from service.api.predictor import Follower
+from service.api.pulse import Pulse
+from service.api.seats import Seats
 from service.engine.protocol import Engines
 from service.errors import NotFound, Unavailable
 from service.metrics import ApiMetrics
@@ -76,7 +78,12 @@ class StreamServices:
         self.follower = Follower(settings, load_engines)
         self.freshness = Freshness(self.follower)
         self.audience = Audience(Feed(url, names))
+        self.watchers = Seats(MOST_LISTENERS)
+        """Places of those who are told what is now."""
+        self.ending = asyncio.Event()
+        """Set when whoever listens is told nothing more."""
         self._unlearned = Unlearned(url, names)
+        self.pulse = Pulse(self.follower, self.appender, self.staleness_s)
         self.batcher = Batcher(self.follower.answer, settings, self.metrics)
 
     async def staleness_s(self) -> float:
@@ -107,6 +114,7 @@ class StreamServices:
         """End the requests that only wait."""
         self.freshness.stop()
         self.audience.stop()
+        self.ending.set()
 
 
 StreamOf = Callable[[Request], Awaitable[StreamServices]]
