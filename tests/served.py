@@ -2,7 +2,7 @@
 what is sent to it, and what must hold of its answers and of Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from service.engine.protocol import (
     EngineState,
     ExpertInfo,
     Label,
+    MemberId,
     Prediction,
     Summary,
 )
@@ -26,6 +27,7 @@ from service.inputs import InputSchema
 from service.settings import Settings
 from service.store.entry import Entry
 from service.store.link import connect
+from service.store.member import encode, member_name
 from service.store.names import DEFAULT as names
 from service.store.snapshots import SnapshotInfo, SnapshotWriter, StreamFacts
 from service.timeline import Timeline
@@ -133,6 +135,14 @@ async def running_api(
 async def until_served(client: httpx.AsyncClient, *, version: int = 1) -> None:
     while (await client.get("/experts")).json()["model_version"] < version:  # noqa: ASYNC110  HTTP has no event
         await asyncio.sleep(0.01)
+
+
+def remember(url: str, members: Mapping[MemberId, tuple[Array, Label | None]]) -> None:
+    """Put samples into the replay memory, as the worker would."""
+    redis = connect(url)
+    fields: dict[Any, Any] = {member_name(id_): encode(*members[id_]) for id_ in members}
+    redis.hset(names.replay, mapping=fields)
+    redis.close()
 
 
 def stored(url: str) -> list[str]:

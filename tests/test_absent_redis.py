@@ -93,3 +93,18 @@ async def test_without_redis_and_model_predict_is_not_ready(
         answer = await client.post("/predict", json={"x": PIXELS.tolist()})
 
     assert_problem(answer, 503, "not_ready")
+
+
+async def test_without_redis_answers_are_explained_but_for_their_neighbours(
+    settings: MakeSettings, state_dir: Path, absent_redis: str
+) -> None:
+    publish(state_dir, classes=[5, 6, 7])
+
+    async with running_api(settings(insecure=True, redis_url=absent_redis)) as client:
+        await until_served(client)
+        answer = await client.post("/predict?explain=true", json={"x": PIXELS.tolist()})
+
+    assert answer.status_code == 200
+    for one in answer.json()["explanations"]:
+        assert (one["nearest"], one["nearest_reason"]) == (None, "redis does not answer")
+        assert one["heat"]["rows"] == [[1, 0], [0, 1]]

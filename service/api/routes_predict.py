@@ -43,12 +43,15 @@ def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
         wait_for: Annotated[str, Query(pattern=POSITION)] = START,
         wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 5.0,
         keep: bool = False,  # noqa: FBT001,FBT002  FastAPI's way to say it
+        explain: bool = False,  # noqa: FBT001,FBT002
     ) -> JSONResponse:
         """Answer for a batch of samples; stores nothing and changes nothing, but with `keep`.
 
         `keep=true` also hands samples and answers in, as /observe does, and tells the ids by which
         POST /labels names the samples; it needs the scope `observe`, too. A retry with the same
         `Idempotency-Key` is answered anew, while the log keeps the answers of the first.
+
+        `explain=true` also tells why, of at most 16 samples; it needs the scope `read`, too.
 
         503 `not_ready` only before the first model is published. `wait_for` asks for a model that
         has learned up to a position, as /observe told it: 503 `not_learned_yet` if there is none
@@ -58,17 +61,23 @@ def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
         metrics = at.metrics
         if keep:
             check_scope(request, "observe")
+        if explain:
+            check_scope(request, "read")
         try:
             await at.freshness.until(wait_for, wait_s)
-            with metrics.predict_duration.time():
-                batch, answer = await _answer(at, codec, request)
+            explained = None
+            if explain:
+                batch, answer, explained = await _explained(at, codec, request)
+            else:
+                with metrics.predict_duration.time():
+                    batch, answer = await _answer(at, codec, request)
             check_learned(wait_for, answer.info.position)  # a rollback may have come between
             receipt = await at.intake.append(request, kept(batch, answer)) if keep else None
         except ServiceError:
             metrics.predictions["refused"].inc()
             raise
         metrics.predictions["kept" if keep else "answered"].inc()
-        said = partial(_said, at.intake, answer, receipt)
+        said = partial(_said, at.intake, answer, receipt, explained)
         return said() if len(answer.experts) <= _SMALL_ANSWER else await asyncio.to_thread(said)
 
     @router.get("/experts", response_model=Experts)
@@ -97,6 +106,15 @@ async def _answer(at: StreamServices, codec: Codec, request: Request) -> tuple[B
     return batch, answer
 
 
+async def _explained(
+    at: StreamServices, codec: Codec, request: Request
+) -> tuple[Batch, Answer, list[dict[str, Any]]]:
+    """Return the request's samples, the answers for them, and why; counted apart from others."""
+    batch = await codec.samples(request, known=await _known_input(at))
+    answer, explained = await at.explainer.explain(batch.x)
+    return batch, answer, explained
+
+
 async def _known_input(at: StreamServices) -> InputSchema | None:
     """Return what a sample is, as far as it can be told now."""
     if (served := at.follower.current) is not None:
@@ -108,12 +126,20 @@ async def _known_input(at: StreamServices) -> InputSchema | None:
     return None if settled is None else settled.input
 
 
-def _said(intake: Intake, answer: Answer, receipt: Receipt | None) -> JSONResponse:
-    """Return what is said of an answer, and of its receipt where it was kept."""
+def _said(
+    intake: Intake,
+    answer: Answer,
+    receipt: Receipt | None,
+    explained: list[dict[str, Any]] | None,
+) -> JSONResponse:
+    """Return what is said of an answer, why, and of its receipt where it was kept."""
+    document = _document(answer)
+    if explained is not None:
+        document["explanations"] = explained
     if receipt is None:
-        return JSONResponse(_document(answer))
+        return JSONResponse(document)
     known = {"sample_ids": sample_ids(receipt), "kept": intake.told(receipt).model_dump()}
-    return JSONResponse(_document(answer) | known, headers=replayed_header(receipt))
+    return JSONResponse(document | known, headers=replayed_header(receipt))
 
 
 def _document(answer: Answer) -> dict[str, Any]:

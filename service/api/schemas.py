@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.schemas_explain import ExplanationAnswer
 from service.engine.protocol import ExpertInfo, Label
 from service.store.entry import LabelOutcome
 
@@ -170,6 +171,8 @@ class Predictions(BaseModel):
     """For labels that come later; only with `keep`."""
     kept: Stored | None = None
     """What is on disk of samples and answers; only with `keep`."""
+    explanations: list[ExplanationAnswer] | None = None
+    """Why each sample is answered so; only with `explain`."""
 
 
 class Experts(BaseModel):

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from service.api.audience import MOST_LISTENERS, Audience
 from service.api.batcher import Batcher
+from service.api.explainer import Explainer
 from service.api.freshness import Freshness
 from service.api.intake import Intake
 from service.api.predictor import Follower
@@ -30,6 +31,7 @@ from service.store.declared import Registry, declared_on_disk
 from service.store.feed import Feed
 from service.store.names import DEFAULT_STREAM, Names
 from service.store.quarantine import Quarantine
+from service.store.replay_view import ReplayView
 from service.store.server import server_url
 from service.store.snapshots import SnapshotInfo
 from service.store.stream_ids import START
@@ -84,6 +86,7 @@ class StreamServices:
         """Set when whoever listens is told nothing more."""
         self._unlearned = Unlearned(url, names)
         self.pulse = Pulse(self.follower, self.appender, self.staleness_s)
+        self.explainer = Explainer(self.follower, ReplayView(url, names), top_k=settings.top_k)
         self.batcher = Batcher(self.follower.answer, settings, self.metrics)
 
     async def staleness_s(self) -> float:
@@ -106,8 +109,8 @@ class StreamServices:
         self.end_waiting()
         await self.batcher.stop()
         self.follower.stop()
-        used = (self.appender, self.quarantine, self.desk, self.audience, self._unlearned)
-        for connected in used:
+        used = (self.appender, self.quarantine, self.desk, self.audience, self.explainer)
+        for connected in (*used, self._unlearned):
             await connected.close()
 
     def end_waiting(self) -> None:

@@ -3,22 +3,19 @@
 A checkpoint names members and does not hold them, so members are written before the checkpoint
 that names them and deleted only when no kept checkpoint names them any more: a worker that went
 back would otherwise draw from a newer memory than its weights. Writing a member again changes
-nothing. One value is a line of JSON {dtype, shape, label, sha256} and the sample's bytes.
+nothing.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from redis.client import Pipeline
 
 from service.engine.protocol import Array, Label, MemberId, Members
-from service.errors import CorruptState
 from service.store.fence import Fence
 from service.store.link import redis_errors
+from service.store.member import decode, encode, member_id, member_name
 
 CHUNK = 256
 """Members sent to Redis, or asked of it, at once: at most 50 MB of the largest images."""
@@ -36,14 +33,14 @@ class ReplayStore:
         """Return the ids of all members stored."""
         with redis_errors():
             fields: Any = self._redis.hkeys(self._name)
-        return {_parse(field) for field in fields}
+        return {member_id(field) for field in fields}
 
     def put(self, members: Mapping[MemberId, tuple[Array, Label | None]]) -> None:
         """Store members; storing one again changes nothing."""
         ids = list(members)
         for start in range(0, len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
-            values: dict[Any, Any] = {_field(id_): _encode(*members[id_]) for id_ in chunk}
+            values: dict[Any, Any] = {member_name(id_): encode(*members[id_]) for id_ in chunk}
             self._fence.write(partial(_hset, self._name, values))
 
     def fetch(self, ids: Sequence[MemberId]) -> Members:
@@ -56,13 +53,13 @@ class ReplayStore:
         for start in range(0, len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
             with redis_errors():
-                values: Any = self._redis.hmget(self._name, [_field(id_) for id_ in chunk])
-            decoded += [_decode(id_, value) for id_, value in zip(chunk, values, strict=True)]
+                values: Any = self._redis.hmget(self._name, [member_name(id_) for id_ in chunk])
+            decoded += [decode(id_, value) for id_, value in zip(chunk, values, strict=True)]
         return Members(x=[x for x, _ in decoded], labels=[label for _, label in decoded])
 
     def delete(self, ids: Iterable[MemberId]) -> None:
         """Drop members; ids that are not stored are passed over."""
-        fields = [_field(id_) for id_ in ids]
+        fields = [member_name(id_) for id_ in ids]
         for start in range(0, len(fields), CHUNK):
             chunk = fields[start : start + CHUNK]
             self._fence.write(partial(_hdel, self._name, chunk))
@@ -74,33 +71,3 @@ def _hset(name: str, values: Mapping[Any, Any], pipe: Pipeline) -> None:
 
 def _hdel(name: str, fields: Sequence[str], pipe: Pipeline) -> None:
     pipe.hdel(name, *fields)
-
-
-def _field(member: MemberId) -> str:
-    return f"{member[0]}:{member[1]}"
-
-
-def _parse(field: bytes) -> MemberId:
-    number, _, index = field.partition(b":")
-    return int(number), int(index)
-
-
-def _encode(x: Array, label: Label | None) -> bytes:
-    raw = x.tobytes()
-    sha256 = hashlib.sha256(raw).hexdigest()
-    header = {"dtype": str(x.dtype), "shape": x.shape, "label": label, "sha256": sha256}
-    return json.dumps(header).encode() + b"\n" + raw
-
-
-def _decode(member: MemberId, value: bytes | None) -> tuple[Array, Label | None]:
-    if value is None:
-        raise CorruptState(f"replay member {_field(member)} is not stored")
-    head, _, raw = value.partition(b"\n")
-    try:
-        header = json.loads(head)
-        if hashlib.sha256(raw).hexdigest() != header["sha256"]:
-            raise CorruptState(f"replay member {_field(member)} is not what was written")
-        x = np.frombuffer(raw, header["dtype"]).reshape(header["shape"])
-        return x.copy(), header["label"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptState(f"replay member {_field(member)} cannot be read: {error}") from None
