@@ -12,6 +12,7 @@ are processes of their own, so that killing any of them harms no other.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from types import FrameType
 import structlog
 
 from service import logs
-from service.errors import Unavailable
+from service.errors import SettingsError, Unavailable
 from service.exposure import check_exposure
 from service.processes import end, spawn
 from service.settings import PREFIX, Settings
@@ -35,6 +36,8 @@ QUIET_S = 30.0
 """A child that lived this long has recovered."""
 STOP_S = 20.0
 """Longest wait for a child that was asked to end, before it is killed."""
+PORT_S = 5.0
+"""Longest wait for the port of the API to be free."""
 QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 """OpenMP threads without work sleep: spinning, those of API and worker take each other's cores."""
 SETTINGS_ARE_WRONG = 2
@@ -157,15 +160,41 @@ def serve(settings: Settings) -> int:
     """Run everything on this machine until SIGTERM or SIGINT; return the exit code.
 
     Raises:
-        SettingsError: there is no Redis server to start, or it would be open to strangers.
+        SettingsError: there is no Redis server to start, it would be open to strangers, or another
+            program listens on its port.
     """
     logs.configure("serve")
     check_exposure(settings)
+    check_port(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, supervisor.stop)
     return supervisor.run()
+
+
+def check_port(settings: Settings) -> None:
+    """Check that nobody listens where the API will; else it would be started again for ever.
+
+    An API whose supervisor was killed is given a moment to end.
+
+    Raises:
+        SettingsError: naming the port.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    deadline = time.monotonic() + PORT_S
+    while True:
+        try:
+            socket.create_server((settings.host, settings.port), family=family).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise SettingsError(
+                    f"{PREFIX}PORT: expected a free port of {settings.host}, got {settings.port}: "
+                    f"{error.strerror}"
+                ) from error
+            time.sleep(POLL_S)
+        else:
+            return
 
 
 def child_arguments(command: str) -> list[str]:

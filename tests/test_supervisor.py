@@ -6,6 +6,7 @@ The children are small scripts that write down what happens to them; Redis is re
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -222,7 +223,7 @@ def test_on_sigterm_serve_stops_everything_and_exits_0(state_dir: Path) -> None:
         f"supervisor.child_arguments = lambda name: [sys.executable, '-c', {CHILD!r}, name];"
         "sys.exit(supervisor.serve(Settings.read()))"
     )
-    environment = child_environment(Settings(state_dir=state_dir, insecure=True))
+    environment = child_environment(Settings(state_dir=state_dir, insecure=True, port=0))
     diary = state_dir / "diary"
     with subprocess.Popen(
         [sys.executable, "-c", code], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
@@ -234,6 +235,18 @@ def test_on_sigterm_serve_stops_everything_and_exits_0(state_dir: Path) -> None:
         assert process.wait(20) == 0
     assert diary.read_text().count("stops") == 2
     assert not EmbeddedServer(Settings(state_dir=state_dir)).answers()
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, state_dir: Path
+) -> None:
+    monkeypatch.setattr(supervisor, "PORT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"LEVIT_PORT: expected a free port .* got {port}"):
+            supervisor.serve(Settings(state_dir=state_dir, insecure=True, port=port))
+
+    assert list(state_dir.iterdir()) == []
 
 
 def test_a_child_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
