@@ -160,18 +160,20 @@ def report(
     stream: Stream = None,
     url: Url = None,
 ) -> None:
-    """Write a page of its own about the served model: growth, accuracy, expansions, cost."""
+    """Write one page about the stream's life: growth, accuracy, expansions, cost."""
+    from service.report.gathered import Gathered
     from service.report.page import page
 
     with connection(url, stream) as client:
-        model = client.experts()
-    if not model["model_version"]:
+        gathered = Gathered.of(client)
+    version = gathered.model["model_version"]
+    if not version:
         raise Misused("no report yet: nothing was learned so far")
     try:
-        out.write_text(page(model, stream=stream or "default"), encoding="utf-8")
+        out.write_text(page(gathered, stream=stream or "default"), encoding="utf-8")
     except OSError as refusal:
         raise Misused(f"cannot write {out}: {refusal.strerror}") from refusal
-    typer.echo(f"{out} written: model {model['model_version']}")
+    typer.echo(f"{out} written: model {version}")
 
 
 @streams.command("list")

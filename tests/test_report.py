@@ -1,23 +1,316 @@
-"""The report: one page that a service's model fills, and that no label can take over."""
+"""The report: one page of a stream's life, that says what is missing and no label can take over."""
 
+import base64
+import time
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from service import cli
+from service.client import ApiError, Client
 from service.errors import Misused
-from service.report.charts import shares
+from service.report.gathered import EACH, Gathered
+from service.report.page import page
 from service.settings import Settings
+from service.store.keys import create_key
 
-HOSTILE = "</title><script>alert(1)</script>"
+HOSTILE = "</title></style><img src=x onerror=alert(1)>"
 X = np.stack([np.zeros((8, 8), np.uint8), np.full((8, 8), 200, np.uint8)] * 10)
+PNG = base64.b64encode(b"\x89PNG").decode()
 
 
 def levit(*arguments: str) -> Result:
     """Run `levit` in this process."""
     return CliRunner().invoke(cli.app, arguments)
+
+
+class Markup(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    @property
+    def foreign(self) -> list[str]:
+        """Elements and attributes that run something or load something."""
+        return [
+            f"{tag} {attributes}"
+            for tag, attributes in self.tags
+            if tag in {"script", "link", "iframe", "object", "embed", "base", "form", "a"}
+            or any(name.startswith("on") or name.endswith("href") for name in attributes)
+            or not (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;")
+        ]
+
+
+def expert(id_: int, **facts: object) -> dict[str, Any]:
+    """Return an expert as GET /experts tells it."""
+    told = {"id": id_, "state": "active", "born_step": id_, "cause": "inputs" if id_ else None}
+    numbers = {"novelty": 8.0, "threshold": 7.3, "samples": 100, "classes": ["cat"]}
+    return {**told, **numbers, **facts}
+
+
+def model(experts: int = 2, classes: tuple[object, ...] = ("cat", "dog")) -> dict[str, Any]:
+    """Return a model as GET /experts tells it."""
+    return {
+        "model_version": 3,
+        "published_at": 1.8e9,
+        "step": 30,
+        "samples_learned": 300,
+        "samples_labelled": 300,
+        "samples_correct": 150,
+        "prequential_accuracy": 0.5,
+        "prequential_by_class": [0.5] * len(classes),
+        "classes": list(classes),
+        "experts": [expert(one) for one in range(experts)],
+        "expansions": experts - 1,
+        "expansions_refused": {"max_experts": 0},
+        "parameters": 1000,
+        "state_bytes": 4000,
+        "sample_gradients": 900.0,
+    }
+
+
+def timeline(
+    right: list[list[int]], *, classes: tuple[object, ...] = ("cat", "dog")
+) -> dict[str, Any]:
+    """Return a time line of stretches in which 20 samples come of each class that is asked for.
+
+    Args:
+        right: [Q, K] answered right of 20; -1 where none came.
+        classes: [K]
+    """
+    asked = [[20 if one >= 0 else 0 for one in row] for row in right]
+    correct = [[max(one, 0) for one in row] for row in right]
+    samples, at = [sum(row) for row in asked], [1.8e9 + 10 * q for q in range(len(right))]
+    known = range(len(classes))
+    totals = [(sum(row[k] for row in asked), sum(row[k] for row in correct)) for k in known]
+    return {
+        "classes": list(classes),
+        "threshold": 7.3,
+        "points": {
+            "at": at,
+            "samples": samples,
+            "labelled": samples,
+            "correct": [sum(row) for row in correct],
+            "experts": [1] + [2] * (len(right) - 1),
+            "novelty": [None] + [8.0] * (len(right) - 1),
+        },
+        "by_class": {"at": at, "samples": samples, "labelled": asked, "correct": correct},
+        "confusion": [
+            [*({k: good, (k + 1) % len(known): n - good}.get(c, 0) for c in known), 0]
+            for k, (n, good) in enumerate(totals)
+        ],
+        "forgetting": 0.25,
+    }
+
+
+def report(right: list[list[int]]) -> str:
+    """Return the page of a stream."""
+    return page(Gathered(model=model(), timeline=timeline(right)), stream="default")
+
+
+LIFE = [[20, -1], [10, 20], [-1, 15], [5, 20]]
+"""Cats are gone for a stretch, and are answered worse when they are back."""
+
+
+# What it shows
+
+
+def test_each_chart_has_a_name_and_says_what_its_axes_are() -> None:
+    shown = report(LIFE)
+
+    charts = [told for tag, told in Markup(shown).tags if tag == "svg"]
+    assert len(charts) == 6  # experts, novelty, accuracy, classes over time, hardest, confusion
+    assert all(told["role"] == "img" and told["aria-label"] for told in charts)
+    for axis in ("experts", "novelty, log10 of the evidence for change", "accuracy, %", "class"):
+        assert f">{axis}</text>" in shown
+    assert shown.count(">samples since the start</text>") == 4
+    assert ">answered class</text>" in shown
+    assert ">true class</text>" in shown
+
+
+def test_a_birth_stands_where_the_number_of_experts_rose() -> None:
+    shown = report(LIFE)
+
+    assert shown.count("<title>expert 1, after 60 samples</title>") == 2
+    assert "after 60 samples (batch 1)" in shown
+
+
+def test_the_accuracy_of_the_curve_fades() -> None:
+    right, asked, later = [20, 30, 15, 25], [20, 40, 20, 40], [100, 60, 40, 0]
+    weights = np.exp(-np.array(later) / 1000)
+
+    expected = 100 * np.dot(right, weights) / np.dot(asked, weights)
+
+    assert f"Of late {expected:.1f} % of the answers were right" in report(LIFE)
+
+
+def test_a_class_that_came_back_worse_was_forgotten() -> None:
+    shown = report(LIFE)
+
+    assert "Forgetting: classes are answered 25.0 points worse than at their best" in shown
+    cells = ("cat", "100.0 %", "20", "25.0 %", "120", "+75.0")
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in shown
+
+
+def test_where_no_class_came_back_forgetting_is_not_told() -> None:
+    assert "no class came back after it was gone" in report([[20, -1], [18, -1], [-1, 5]])
+
+
+def test_the_confusion_matrix_is_told_in_shares_of_a_row() -> None:
+    shown = report(LIFE)
+
+    assert "Most often mixed up: 41.7 % of cat taken for dog" in shown
+    assert "cat answered as dog: 25 of 60" in shown
+    assert "no answer" not in shown
+
+
+def test_samples_without_an_answer_have_a_column_of_their_own() -> None:
+    told = timeline(LIFE)
+    told["confusion"][0][-1] = 60
+
+    shown = page(Gathered(model=model(), timeline=told), stream="default")
+
+    assert "cat answered as no answer: 60 of 120" in shown
+
+
+def test_a_hundred_classes_and_64_experts_make_a_page_of_bounded_size() -> None:
+    names = tuple(f"class {k}" for k in range(100))
+    life = timeline([[k % 21 for k in range(100)]] * 64, classes=names)
+    told = Gathered(model=model(64, names), timeline=life)
+
+    shown = page(told, stream="default")
+
+    assert len(shown) < 2_000_000
+    assert ">class 7<title>" not in shown, "no name fits beside so small a cell"
+
+
+# What is missing
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Accuracy is not known: no sample came with a label",
+        "Classes cannot be told apart over time",
+        "Accuracy per class is not known",
+        "What is taken for what is not known",
+        "Forgetting cannot be told: no class came back",
+    ],
+)
+def test_without_labels_it_says_so(said: str) -> None:
+    told = timeline([[20], [20]], classes=("cat",))
+    told["points"] |= {"labelled": [0, 0], "correct": [0, 0]}
+    told |= {"classes": [], "confusion": [], "forgetting": None}
+    told["by_class"] |= {"labelled": [[], []], "correct": [[], []]}
+    unlabelled = model(classes=()) | {"samples_labelled": 0, "prequential_accuracy": None}
+
+    assert said in page(Gathered(model=unlabelled, timeline=told), stream="default")
+
+
+def test_of_a_model_older_than_its_time_line_it_says_what_is_not_known() -> None:
+    empty: dict[str, Any] = timeline([], classes=()) | {"confusion": [], "forgetting": None}
+    empty["points"] = {name: [] for name in empty["points"]}
+
+    shown = page(Gathered(model=model(), timeline=empty), stream="default")
+
+    assert "Growth is not known: the time line has no entry yet" in shown
+    assert "Novelty is not known: none was measured yet" in shown
+    assert "How long it took is not known" in shown
+
+
+def gathered(samples: httpx.Response) -> Gathered:
+    """Return what is gathered of a service that answers so for the samples of an expert."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/samples"):
+            assert request.url.params["n"] == str(EACH)
+            return samples
+        told = model() if request.url.path.endswith("/experts") else timeline(LIFE)
+        return httpx.Response(200, json=told)
+
+    with Client(transport=httpx.MockTransport(answer), retry_s=0) as client:
+        return Gathered.of(client)
+
+
+def test_images_are_shown_and_escaped() -> None:
+    one = {"sample_id": "1:0", "label": HOSTILE, "png": PNG}
+    hostile = {**one, "png": '"><script>'}
+    found = gathered(httpx.Response(200, json={"replay": [one, hostile], "drawn": []}))
+
+    shown = page(found, stream="default")
+
+    images = [told for tag, told in Markup(shown).tags if tag == "img"]
+    assert len(images) == 4  # two of each of two experts
+    assert images[0] == {
+        "src": f"data:image/png;base64,{PNG}",
+        "alt": f"label {HOSTILE}",
+        "title": f"label {HOSTILE}",
+    }
+    assert not Markup(shown).foreign
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (httpx.Response(404, json={"code": "not_found"}), "this service does not hand them out"),
+        (httpx.Response(503, json={"code": "x", "detail": "Redis is away"}), "Redis is away."),
+        (httpx.Response(200, json={"replay": [], "drawn": []}), "the replay memory keeps none"),
+        (
+            httpx.Response(200, json={"replay": [{"label": 1, "values": [0.5]}]}),
+            "they are no images",
+        ),
+    ],
+)
+def test_where_there_are_no_images_it_says_why(answer: httpx.Response, said: str) -> None:
+    shown = page(gathered(answer), stream="default")
+
+    assert f"Samples are not shown: {said}" in shown
+    assert "<img" not in shown
+
+
+# What no label can do
+
+
+def test_no_name_becomes_markup() -> None:
+    names = (HOSTILE, "plain")
+    told = Gathered(
+        model=model(classes=names)
+        | {"experts": [expert(0, classes=[HOSTILE], cause=HOSTILE), expert(1)]},
+        timeline=timeline(LIFE, classes=names),
+        missing=[HOSTILE],
+    )
+
+    shown = page(told, stream=HOSTILE)
+
+    assert shown.count("&lt;img src=x onerror=alert(1)&gt;") > 10
+    assert not Markup(shown).foreign
+
+
+def test_a_name_that_is_not_escaped_would_be_found() -> None:
+    assert len(Markup(report(LIFE).replace("dog", HOSTILE)).foreign) > 1
+
+
+def test_it_loads_nothing() -> None:
+    shown = report(LIFE)
+
+    assert not Markup(shown).foreign
+    assert "http" not in shown
+    assert "@import" not in shown
+    assert "url(" not in shown
+
+
+# The command
 
 
 @pytest.fixture
@@ -26,18 +319,32 @@ def url(live: Settings) -> str:
 
 
 @pytest.mark.usefixtures("learning")
-def test_the_page_tells_the_model_and_no_label_becomes_markup(url: str, tmp_path: Path) -> None:
+def test_the_command_writes_what_a_service_has_learned(url: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.html"
+    out.write_text("an older report")
     np.savez(tmp_path / "data.npz", x=X, y=np.array([HOSTILE, "plain"] * 10))
     levit("observe", str(tmp_path / "data.npz"), "--batch-size", "4", "--url", url)
 
-    done = levit("report", str(tmp_path / "out.html"), "--url", url)
+    done = levit("report", str(out), "--url", url)
 
-    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    shown = out.read_text(encoding="utf-8")
     assert done.exit_code == 0, done.exception
-    assert "20 samples learned by" in page
-    assert "&lt;/title&gt;&lt;script&gt;alert(1)" in page
-    assert "<script" not in page
-    assert "http" not in page
+    assert f"{out} written: model" in done.stdout
+    assert "20 samples learned by" in shown
+    assert "samples since the start</text>" in shown
+    assert "older" not in shown
+    assert not Markup(shown).foreign
+
+
+@pytest.mark.usefixtures("learning")
+def test_a_page_that_cannot_be_written_is_named(url: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=X)
+    levit("observe", str(tmp_path / "data.npz"), "--url", url)
+
+    refused = levit("report", str(tmp_path / "none" / "out.html"), "--url", url).exception
+
+    assert isinstance(refused, Misused)
+    assert str(refused) == f"cannot write {tmp_path}/none/out.html: No such file or directory"
 
 
 @pytest.mark.usefixtures("learning")
@@ -48,5 +355,29 @@ def test_before_anything_was_learned_there_is_no_page(url: str, tmp_path: Path) 
     assert not (tmp_path / "out.html").exists()
 
 
-def test_a_hostile_name_of_a_bar_stays_text() -> None:
-    assert "<script" not in shares([(HOSTILE, 1)], x_label="class", y_label="%", name=HOSTILE)
+def test_a_service_that_is_not_there_is_said(tmp_path: Path, unused_tcp_port: int) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+
+    refused = levit("report", str(tmp_path / "out.html"), "--url", url).exception
+
+    assert isinstance(refused, ApiError)
+    assert refused.code == "unreachable"
+    assert "\n" not in str(refused)
+
+
+def test_a_key_that_may_not_read_gets_no_page(
+    live: Settings, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, predicts = create_key(live.state_dir, name="screen", scopes=["predict"])
+    monkeypatch.setenv("LEVIT_KEY", predicts)
+
+    def ask() -> BaseException | None:
+        return levit("report", str(tmp_path / "out.html"), "--url", url).exception
+
+    deadline = time.monotonic() + 10
+    while not isinstance(refused := ask(), ApiError) and time.monotonic() < deadline:
+        time.sleep(0.05)  # until the service has seen that there are keys
+
+    assert isinstance(refused, ApiError)
+    assert (refused.status, refused.code) == (403, "foreign_scope")
+    assert not (tmp_path / "out.html").exists()
