@@ -157,12 +157,16 @@ def watch(
 
 def report(
     out: Annotated[Path, typer.Argument(help="The page to write, such as report.html.")],
+    png: Annotated[
+        Path | None, typer.Option(help="Also a picture of it, if Chromium is installed.")
+    ] = None,
     stream: Stream = None,
     url: Url = None,
 ) -> None:
     """Write one page about the stream's life: growth, accuracy, expansions, cost."""
     from service.report.gathered import Gathered
     from service.report.page import page
+    from service.report.picture import draw
 
     with connection(url, stream) as client:
         gathered = Gathered.of(client)
@@ -173,6 +177,8 @@ def report(
         out.write_text(page(gathered, stream=stream or "default"), encoding="utf-8")
     except OSError as refusal:
         raise Misused(f"cannot write {out}: {refusal.strerror}") from refusal
+    if png is not None:
+        draw(out, png)
     typer.echo(f"{out} written: model {version}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from service import cli
@@ -16,6 +17,7 @@ from service.client import ApiError, Client
 from service.errors import Misused
 from service.report.gathered import EACH, Gathered
 from service.report.page import page
+from service.report.picture import TALLEST, WIDTH, draw
 from service.settings import Settings
 from service.store.keys import create_key
 
@@ -334,6 +336,65 @@ def test_the_command_writes_what_a_service_has_learned(url: str, tmp_path: Path)
     assert "samples since the start</text>" in shown
     assert "older" not in shown
     assert not Markup(shown).foreign
+
+
+# The picture
+
+
+@pytest.fixture
+def browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A browser that draws ten rows of ink on a page of 200."""
+    image = Image.new("RGB", (40, 200), "white")
+    image.paste((0, 0, 0), (0, 0, 40, 10))
+    image.save(tmp_path / "drawn.png")
+    found = tmp_path / "bin" / "chromium"
+    found.parent.mkdir()
+    found.write_text(
+        "#!/bin/sh\nfor one; do case $one in --screenshot=*) "
+        f"/bin/cp {tmp_path}/drawn.png ${{one#--screenshot=}};; esac; done\n"
+    )
+    found.chmod(0o755)
+    monkeypatch.setenv("PATH", str(found.parent))
+    return found
+
+
+@pytest.mark.usefixtures("browser")
+def test_the_picture_ends_where_the_page_ends(tmp_path: Path) -> None:
+    draw(tmp_path / "out.html", tmp_path / "out.png")
+
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (40, 34)  # ten rows, and a margin of 24
+
+
+def test_without_a_browser_what_is_missing_is_named(browser: Path, tmp_path: Path) -> None:
+    browser.unlink()
+
+    with pytest.raises(Misused, match=r"none of chromium, .* is installed; .*out\.html is written"):
+        draw(tmp_path / "out.html", tmp_path / "out.png")
+
+
+def test_a_browser_that_fails_is_named(browser: Path, tmp_path: Path) -> None:
+    browser.write_text("#!/bin/sh\nexit 1\n")
+
+    with pytest.raises(Misused, match="chromium made no picture"):
+        draw(tmp_path / "out.html", tmp_path / "out.png")
+
+
+@pytest.mark.usefixtures("browser")
+def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Misused, match=r"cannot write .*none/out\.png: No such file"):
+        draw(tmp_path / "out.html", tmp_path / "none" / "out.png")
+
+
+@pytest.mark.browser
+def test_a_real_browser_draws_the_whole_page(tmp_path: Path) -> None:
+    (tmp_path / "out.html").write_text(report(LIFE), encoding="utf-8")
+
+    draw(tmp_path / "out.html", tmp_path / "out.png")
+
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.width == WIDTH
+        assert 2000 < image.height < TALLEST
 
 
 @pytest.mark.usefixtures("learning")

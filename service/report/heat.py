@@ -91,9 +91,10 @@ def strips(
 
 def hues() -> str:
     """Return the style of the colours between wrong and right."""
+    near = {at: "--b" if 2 * at < _HUES else "--a" for at in range(_HUES + 1)}
+    share = {at: 100 * abs(2 * at - _HUES) // _HUES for at in near}
     return "".join(
-        f".h{at}{{fill:color-mix(in oklab,var(--a) {100 * at // _HUES}%,var(--b))}}"
-        for at in range(_HUES + 1)
+        f".h{at}{{fill:color-mix(in oklab,var({near[at]}) {share[at]}%,var(--m))}}" for at in near
     )
 
 
@@ -106,7 +107,7 @@ def _cell(place: tuple[float, float, float], share: float, told: str, *, numbere
     if not numbered:
         return cell
     shade = "on" if share > _DARK else "off"
-    written = f"{100 * share:.0f}" if share >= 0.005 else "<1"  # noqa: PLR2004  rounds to 0
+    written = f"{100 * share:.0f}" if share >= 0.01 else "<1"  # noqa: PLR2004  one in a hundred
     return (
         f'{cell}<text class="{shade}" x="{x + side / 2:.1f}" y="{y + side / 2 + 4:.1f}" '
         f'text-anchor="middle">{escape(written)}</text>'

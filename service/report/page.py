@@ -10,10 +10,10 @@ from service.report.markup import counted, moment, note, percent, section, span,
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1d2430;--dim:#5a6473;--back:#fff;
---rule:#d8dde5;--a:#2463b4;--b:#b4461f;--c:#6b4bb8}
+--rule:#d8dde5;--a:#2463b4;--b:#b4461f;--c:#6b4bb8;--m:#ecd48a}
 @media screen and (prefers-color-scheme:dark){
 :root{--ink:#e6e9ee;--dim:#a5aebb;--back:#14181f;--rule:#363e4a;--a:#7db3f5;--b:#f29a72;
---c:#b9a2f2}}
+--c:#b9a2f2;--m:#6f6544}}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);
 max-width:48rem;margin:2rem auto;padding:0 1rem}
@@ -94,20 +94,20 @@ def _costs(gathered: Gathered, life: Life) -> str:
         ("bytes of the whole state", f"{model['state_bytes']:,}"),
         ("sample-gradients spent", None if spent is None else f"{spent:,.0f}"),
     ]
-    seconds = life.at[-1] - life.at[0] if life.at else 0
     title = f"Cost: {counted(model['parameters'], 'parameter')}, "
     title += f"{model['state_bytes'] / 1e6:,.1f} MB"
     said = "Bytes: the experts and all they need to go on learning, kept samples among them. "
     if spent is not None:
         said += "Sample-gradients: a sample once forward through a network is 1, once back 2. "
+    seconds = max(model["published_at"], life.at[-1]) - life.at[0] if life.at else 0
     if seconds > 0:
         title += f", {span(seconds)}"
-        rate = (life.ends[-1] - life.ends[0]) / seconds
         rows += [
-            ("seconds from the first batches to the newest", f"{seconds:,.1f}"),
-            ("samples accepted a second, over that time", f"{rate:,.1f}"),
+            ("seconds in which the samples arrived", f"{life.at[-1] - life.at[0]:,.1f}"),
+            ("seconds until the model had learned them", f"{seconds:,.1f}"),
+            ("samples learned a second", f"{life.ends[-1] / seconds:,.1f}"),
         ]
-        said += "Seconds are counted from when batches were accepted, pauses included."
+        said += "Seconds are counted from when the first batches were accepted, pauses included."
     else:
-        said += "How long it took is not known: there is a single moment on the time line."
+        said += "How long it took is not known: the time line has no entry yet."
     return section(title, table(("cost", "amount"), rows), note(said))
