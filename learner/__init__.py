@@ -7,6 +7,7 @@ from learner.adaptive import AdaptiveLEViT
 from learner.adaptive_config import AdaptiveConfig
 from learner.adaptive_mixture import PARTS, AdaptiveExpert, AdaptiveMixture
 from learner.config import LearnerConfig, paper
+from learner.drawing import drawn
 from learner.errors import ConfigError, LearnerError, NonFiniteError, ShapeError, StateError
 from learner.explanation import explain, features
 from learner.levit import LEViT
@@ -48,6 +49,7 @@ __all__ = [
     "ShapeError",
     "StateError",
     "Stored",
+    "drawn",
     "dump",
     "explain",
     "features",

@@ -56,6 +56,12 @@ class Scaler:
         """Return the samples as float32, scaled; a value that never varied is only centred."""
         if not len(self.mean_V):
             return unit(x)
+        return ((x - self.mean_V) / self._deviation()).clamp(-_FAR, _FAR).float()
+
+    def undone(self, scaled_BV: Tensor) -> Tensor:
+        """Return the vectors that were scaled to these, float32."""
+        return (scaled_BV * self._deviation() + self.mean_V).float()
+
+    def _deviation(self) -> Tensor:
         deviation_V = (self.square_V / max(1, self.count)).sqrt()
-        deviation_V = torch.where(deviation_V > 0, deviation_V, 1.0)
-        return ((x - self.mean_V) / deviation_V).clamp(-_FAR, _FAR).float()
+        return torch.where(deviation_V > 0, deviation_V, 1.0)

@@ -84,15 +84,19 @@ def compact(x: Tensor) -> Tensor:
 def _shortened(x: Tensor) -> Tensor:
     if x.dim() == 4:
         x = unit(x)
-        side = math.isqrt(WIDEST // x.shape[1])
-        grid = (min(x.shape[2], side), min(x.shape[3], side))
-        return F.adaptive_avg_pool2d(x, grid).flatten(1)
+        return F.adaptive_avg_pool2d(x, image_grid(tuple(x.shape[1:]))).flatten(1)
     if x.dim() == 3:
         steps = max(1, min(x.shape[1], WIDEST // x.shape[2]))
         return F.adaptive_avg_pool1d(x.transpose(1, 2), steps).flatten(1)
     if x.shape[1] <= WIDEST:
         return x
     return _folded(x)
+
+
+def image_grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return height and width to which images of a shape (C, H, W) are averaged down."""
+    side = math.isqrt(WIDEST // shape[0])
+    return min(shape[1], side), min(shape[2], side)
 
 
 def _folded(x_BD: Tensor) -> Tensor:

@@ -18,8 +18,10 @@ from learner import (
     Explanation,
     LEViT,
     Mixture,
+    drawn,
     explain,
     features,
+    unit,
 )
 from learner.blend import Pool
 from learner.explanation import rolled_out
@@ -158,6 +160,37 @@ def test_a_filter_that_answers_in_one_corner_contributes_there_alone() -> None:
     assert added_HW[2:].abs().max() < 1e-5
     assert added_HW[:, 2:].abs().max() < 1e-5
     assert added_HW.shape == (9 - side, 9 - side)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_expert_draws_what_resembles_its_samples_and_always_the_same(case: str) -> None:
+    mixture, x = CASES[case]()
+    ids = explain(mixture, x).ids
+
+    made = [drawn(mixture, id_, 4) for id_ in ids]
+
+    for id_, samples in zip(ids, made, strict=True):
+        assert samples.shape == (4, *mixture.config.input_shape)
+        assert torch.equal(samples, drawn(mixture, id_, 4))
+        middle = unit(x).mean(0)
+        away = (samples.mean(0) - middle).abs().mean()
+        assert away < (unit(x).amax() - unit(x).amin()) / 2.5
+    if len(made) > 1:
+        assert not torch.equal(made[0], made[1])
+
+
+def test_an_expert_without_a_density_model_draws_nothing() -> None:
+    mixture, _ = _default((1, 8, 8), budget=0)
+
+    assert len(drawn(mixture, 0, 4)) == 0
+
+
+def test_a_vector_wider_than_the_view_is_not_drawn_and_a_large_image_small() -> None:
+    wide, _ = _default((1100,), 8)
+    large, _ = _default((3, 24, 20), 8)
+
+    assert len(drawn(wide, 0, 2)) == 0
+    assert drawn(large, 0, 2).shape == (2, 3, 18, 18)
 
 
 def test_roll_out_is_the_product_of_half_attention_and_half_identity() -> None:

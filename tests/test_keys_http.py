@@ -59,7 +59,7 @@ def key_of(state_dir: Path, *scopes: str, **chosen: object) -> dict[str, str]:
 def path_of(template: str) -> str:
     """Return a path whose answer comes to an end."""
     filled = template.replace("/events", "/events?after=x")
-    filled = filled.replace("{batch_id}", "0" * 32).replace("{seq}", "1")
+    filled = filled.replace("{batch_id}", "0" * 32).replace("{seq}", "1").replace("{expert}", "3")
     return filled.replace("{stream}", "default")
 
 

@@ -302,6 +302,9 @@ class ToyPredictor:
     def features(self, x: Array) -> NDArray[np.float32]:
         return scaled(x).astype(np.float32)
 
+    def draw(self, expert: int, n: int) -> Array:
+        return np.zeros((0, *self.schema.shape), np.float32)
+
 
 @dataclass(frozen=True)
 class ToyEngines:

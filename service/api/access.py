@@ -35,6 +35,7 @@ _OF_A_STREAM: Mapping[tuple[str, str], Needed] = {
     ("POST", "/labels"): "observe",
     ("POST", "/predict"): "predict",
     ("GET", "/experts"): "read",
+    ("GET", "/experts/{expert}/samples"): "read",
     ("GET", "/events"): "read",
     ("GET", "/timeline"): "read",
     ("GET", "/live"): "read",

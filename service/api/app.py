@@ -34,6 +34,7 @@ from service.api.routes_oip import oip_routes
 from service.api.routes_page import page_routes
 from service.api.routes_predict import predict_routes
 from service.api.routes_quarantine import quarantine_routes
+from service.api.routes_samples import sample_routes
 from service.api.routes_streams import stream_routes
 from service.api.routes_timeline import timeline_routes
 from service.api.routes_watch import probe_routes, watch_routes
@@ -99,6 +100,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         checkpoint_routes(streams.of),
         event_routes(streams.of),
         timeline_routes(streams.of),
+        sample_routes(streams.of),
         live_routes(streams.of),
     ):
         app.include_router(router)

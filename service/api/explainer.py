@@ -6,6 +6,8 @@ Dimension key: B batch, M members of the replay memory, D features.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,13 +29,35 @@ MOST_WAITING: Final = 8
 """Requests that wait for their explanation; more are refused."""
 
 
-@dataclass(frozen=True, slots=True)
+_NO_REDIS: Final = "redis does not answer"
+
+
+@dataclass(slots=True)
 class _Remembered:
     """Members of the replay memory as one model sees them."""
 
     version: int
     members: list[Member]
-    features_MD: NDArray[np.float32]
+    _features_MD: NDArray[np.float32] | None = None
+    _answers_M: NDArray[np.int64] | None = None
+
+    @property
+    def x(self) -> Array:
+        """The members, [M, ...]."""
+        return np.stack([one.x for one in self.members])
+
+    def features(self, served: Served) -> NDArray[np.float32]:
+        """Return what they are to the model, [M, D]; computed once."""
+        if self._features_MD is None:
+            self._features_MD = served.predictor.features(self.x)
+        return self._features_MD
+
+    def answers(self, served: Served) -> NDArray[np.int64]:
+        """Return the ids of the experts that answer them, [M]; computed once."""
+        if self._answers_M is None:
+            none = np.empty(0, np.int64)
+            self._answers_M = served.predictor.predict(self.x).experts if self.members else none
+        return self._answers_M
 
 
 class Explainer:
@@ -47,6 +71,22 @@ class Explainer:
         self._waiting = 0
         self._remembered: _Remembered | None = None
 
+    async def of_expert(self, served: Served, expert: int, n: int) -> list[Member] | str:
+        """Return up to n members that a model lets an expert answer, or why there are none.
+
+        Raises:
+            Unavailable: `overloaded`, too many wait. Not where Redis is away.
+        """
+        async with self._taking_turns():
+            try:
+                remembered = await self._of(served)
+            except Unavailable:
+                return _NO_REDIS
+            answers_M = await asyncio.to_thread(remembered.answers, served)
+        chosen = np.flatnonzero(answers_M == expert)
+        places = np.linspace(0, len(chosen) - 1, min(n, len(chosen))).round().astype(int)
+        return [remembered.members[m] for m in chosen[places].tolist()]
+
     async def explain(self, x: Array) -> tuple[Answer, list[dict[str, Any]]]:
         """Return the answers for samples [B, ...], and why, both of one model.
 
@@ -55,6 +95,11 @@ class Explainer:
             Unavailable: `not_ready`; `overloaded`, too many wait. Not where Redis is away.
         """
         check_explained(len(x))
+        async with self._taking_turns():
+            return await self._explained(x)
+
+    @asynccontextmanager
+    async def _taking_turns(self) -> AsyncIterator[None]:
         if self._waiting >= MOST_WAITING:
             raise Unavailable(
                 "overloaded",
@@ -65,7 +110,7 @@ class Explainer:
         self._waiting += 1
         try:
             async with self._turn:
-                return await self._explained(x)
+                yield
         finally:
             self._waiting -= 1
 
@@ -87,18 +132,16 @@ class Explainer:
         try:
             remembered = await self._of(served)
         except Unavailable:
-            return "redis does not answer"
+            return _NO_REDIS
         if not remembered.members:
             return "the replay memory is empty"
         return await asyncio.to_thread(_neighbours, served, remembered, x)
 
     async def _of(self, served: Served) -> _Remembered:
-        """Return what the served model remembers, read and computed once."""
+        """Return what the served model remembers, read once."""
         known = self._remembered
         if known is None or known.version != served.info.version or not known.members:
-            members = await self._view.look()
-            features_MD = await asyncio.to_thread(_features, served, members)
-            known = _Remembered(served.info.version, members, features_MD)
+            known = _Remembered(served.info.version, await self._view.look())
             self._remembered = known
         return known
 
@@ -119,16 +162,10 @@ def check_explained(n: int) -> None:
         )
 
 
-def _features(served: Served, members: list[Member]) -> NDArray[np.float32]:
-    if not members:
-        return np.zeros((0, 0), np.float32)
-    return served.predictor.features(np.stack([one.x for one in members]))
-
-
 def _neighbours(served: Served, remembered: _Remembered, x: Array) -> list[list[Neighbour]]:
-    told_B = []
+    told_B, features_MD = [], remembered.features(served)
     for feature_D in served.predictor.features(x):
-        distance_M = np.linalg.norm(remembered.features_MD - feature_D, axis=1)
+        distance_M = np.linalg.norm(features_MD - feature_D, axis=1)
         near = np.argsort(distance_M, kind="stable")[:NEAREST].tolist()
         told_B.append([_neighbour(remembered.members[m], float(distance_M[m])) for m in near])
     return told_B

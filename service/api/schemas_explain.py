@@ -53,6 +53,33 @@ class ExplanationAnswer(BaseModel):
     """Why there is none."""
 
 
+class ShownSample(BaseModel):
+    """A sample of the replay memory."""
+
+    sample_id: str
+    """`<number of its entry in the log>:<index there>`."""
+    label: Label | None
+    png: str | None = None
+    """Of an image, in base64."""
+    values: list[Any] | None = None
+    """Of a vector [D] or a series [T, C]."""
+
+
+class SamplesAnswer(BaseModel):
+    """Samples of one expert."""
+
+    expert: int
+    model_version: int
+    replay: list[ShownSample] | None
+    """Members of the replay memory that the served model lets this expert answer, spread evenly
+    over their ages; of at most 500 that are looked at."""
+    replay_reason: str | None = None
+    """Why there are none."""
+    drawn: list[str | list[Any]]
+    """By the expert's density model, always the same ones of a model: PNG in base64, or values;
+    empty where it has none that can draw."""
+
+
 def told(
     explanation: Explanation, experts: NDArray[np.int64], nearest: list[list[Neighbour]] | str
 ) -> list[dict[str, Any]]:

@@ -213,6 +213,14 @@ class LevitPredictor:
         features_BD: NDArray[np.float32] = learner.features(self._mixture, self._samples(x)).numpy()
         return features_BD
 
+    def draw(self, expert: int, n: int) -> Array:
+        """Return n samples of an expert's density model; see the protocol."""
+        x = learner.drawn(self._mixture, expert, n)
+        if self._schema.kind == "image" and len(x):
+            pixels: Array = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            return pixels
+        return x.numpy().reshape(len(x), *self._schema.shape)
+
     def _samples(self, x: Array) -> Tensor:
         return arrays.samples(x, self._mixture.config.input_shape)
 

@@ -49,8 +49,8 @@ class ObserveReport:
     correct: int
     """Labelled samples predicted right before they were learned (test-then-train)."""
     tested: Sequence[Sequence[int]]
-    """Of each labelled sample its class and the one that was answered before it was learned, as
-    indexes into `Summary.classes`; else `NO_ANSWER` or `OTHER`."""
+    """Of each labelled sample its class and the one answered before it was learned, as indexes
+    into `Summary.classes`; else `NO_ANSWER` or `OTHER`."""
     novelty: float | None
     """log10 of the evidence for change in preset `default`; in `paper` the memory's novelty when it
     was last measured. None while there is nothing to compare with."""
@@ -121,8 +121,7 @@ class Summary:
     experts: Sequence[ExpertInfo] = ()
     expansions: int = 0
     expansions_refused: Mapping[str, int] = field(default_factory=dict)
-    """Refused expansions by reason: `max_experts`, and in preset `default` `one_source` (see
-    `learner.witnesses`)."""
+    """By reason: `max_experts`, in preset `default` also `one_source` (`learner.witnesses`)."""
     novelty: float | None = None
     threshold: float = 0.0
     prequential_accuracy: float | None = None
@@ -138,8 +137,7 @@ class Summary:
     state_bytes: int = 0
     """Bytes of the whole state: experts, optimiser, replay memory, bookkeeping."""
     sample_gradients: float | None = None
-    """Spent since the start; a forward of one sample through one network is 1, a backward 2. None
-    where the preset does not count them, as in all that follows."""
+    """Spent since the start; a forward of one sample is 1, a backward 2. None where not counted."""
     part_weight: Mapping[str, float] = field(default_factory=dict)
     """How much each part of the answer is trusted, >= 0."""
     part_accuracy: Mapping[str, float] = field(default_factory=dict)
@@ -270,6 +268,10 @@ class Predictor(Protocol):
 
     def features(self, x: Array) -> NDArray[np.float32]:
         """Return what samples [B, *schema.shape] are to the learner, [B, D]: like ones are near."""
+        ...
+
+    def draw(self, expert: int, n: int) -> Array:
+        """Return n samples that an expert makes up, always the same, images uint8; or none."""
         ...
 
 
