@@ -16,7 +16,7 @@ from functools import cache
 from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client import CollectorRegistry
 
-from service import __version__, logs
+from service import __version__, logs, tracing
 from service.api.access import STREAM_PREFIX
 from service.api.answers import ERRORS, answer_error
 from service.api.auth import Authentication
@@ -131,6 +131,7 @@ def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
         SettingsError: it would be open to strangers.
     """
     logs.configure("api")
+    tracing.configure("api")
     directory.sign_with(settings.state_hmac_key_file)
     # uvicorn stops in order and then raises the signal once more, which would be the exit code.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from service import tracing
 from service.api.codec import Codec, Taken
 from service.api.lines import LineAnswers
 from service.api.principal import note_batch, principal_of, wait_turn
@@ -58,7 +60,7 @@ class Intake:
             """Return what `read` makes of the request, under its key."""
             return await read(settled, self._key_of(request))
 
-        receipt, labelled = await self._take(keyed, principal_of(request).key_id)
+        receipt, labelled = await self._take(request, keyed)
         note_batch(request, receipt.batch_id)
         answer = self._accepted(receipt, labelled).model_dump()
         return JSONResponse(answer, 202, replayed_header(receipt))
@@ -70,8 +72,9 @@ class Intake:
             ServiceError: as `Appender.append`; a bad Idempotency-Key.
         """
         key_id, key = principal_of(request).key_id, self._key_of(request)
-        keyed = replace(submission, key_id=key_id, idempotency_key=key)
-        receipt = await self._appender.append(keyed)
+        with _traced("append", request) as trace:
+            keyed = replace(submission, key_id=key_id, idempotency_key=key, traceparent=trace)
+            receipt = await self._appender.append(keyed)
         note_batch(request, receipt.batch_id)
         self._metrics.backlog.set(receipt.backlog)
         return receipt
@@ -111,7 +114,7 @@ class Intake:
                 return await codec.line(line, settled=settled, idempotency_key=key)
 
             await wait_turn(request)
-            receipt, labelled = await self._take(keyed, key_id)
+            receipt, labelled = await self._take(request, keyed)
             if key_id != ANONYMOUS_ID:
                 _log.info("audit", key_id=key_id, batch_id=receipt.batch_id, status=202)
             return {**self._accepted(receipt, labelled).model_dump(), "replayed": receipt.replayed}
@@ -119,17 +122,19 @@ class Intake:
         return LineAnswers(request, take, key=self._key_of(request), limits=codec.limits)
 
     async def _take(
-        self, read: Callable[[StreamSchema | None], Awaitable[Taken]], key_id: str
+        self, request: Request, read: Callable[[StreamSchema | None], Awaitable[Taken]]
     ) -> tuple[Receipt, Sequence[bool]]:
-        """Return the receipt of what `read` reads, of this key; count it, or its refusal.
+        """Return the receipt of what `read` reads for a request; count it, or its refusal.
 
         And which of its samples have a label.
         """
         metrics = self._metrics
         try:
-            with metrics.observe_duration.time():
+            with metrics.observe_duration.time(), _traced("observe", request) as trace:
                 submission, labelled = await read(await self._appender.stream_schema())
-                receipt = await self._appender.append(replace(submission, key_id=key_id))
+                key_id = principal_of(request).key_id
+                keyed = replace(submission, key_id=key_id, traceparent=trace)
+                receipt = await self._appender.append(keyed)
         except ServiceError:
             metrics.observations["refused"].inc()
             raise
@@ -153,6 +158,11 @@ class Intake:
                 f"got {key[:80]!a}",
             )
         return key
+
+
+def _traced(name: str, request: Request) -> AbstractContextManager[str | None]:
+    """Trace what a request does; the block is given what its entry is to carry."""
+    return tracing.span(name, request.headers.get(tracing.HEADER))
 
 
 def sample_ids(receipt: Receipt) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
+from service import tracing
 from service.api.body_schemas import PREDICT_BODY
 from service.api.codec import Batch, Codec
 from service.api.freshness import LONGEST_WAIT_S, POSITION, check_learned
@@ -69,7 +70,8 @@ def predict_routes(stream_of: StreamOf, codec: Codec) -> APIRouter:
             if explain:
                 batch, answer, explained = await _explained(at, codec, request)
             else:
-                with metrics.predict_duration.time():
+                traced = tracing.span("predict", request.headers.get(tracing.HEADER))
+                with metrics.predict_duration.time(), traced:
                     batch, answer = await _answer(at, codec, request)
             check_learned(wait_for, answer.info.position)  # a rollback may have come between
             receipt = await at.intake.append(request, kept(batch, answer)) if keep else None

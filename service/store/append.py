@@ -242,6 +242,7 @@ def _queue(
         key_id=submission.key_id,
         idempotency_key=submission.idempotency_key,
         model_version=submission.model_version,
+        traceparent=submission.traceparent,
     )
     fields: dict[Any, Any] = header.to_fields(submission.payload)
     pipe.incr(names.accepted)

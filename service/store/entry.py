@@ -114,6 +114,8 @@ class Header:
     idempotency_key: str | None = None
     model_version: int | None = None
     """Of the snapshot that answered; None unless `predicted`."""
+    traceparent: str | None = None
+    """Of the request that brought it; None unless requests are traced."""
 
     @property
     def client_key(self) -> str | None:
@@ -136,6 +138,8 @@ class Header:
             fields["idempotency_key"] = self.idempotency_key
         if self.model_version is not None:
             fields["model_version"] = self.model_version
+        if self.traceparent is not None:
+            fields["traceparent"] = self.traceparent
         return fields
 
 
@@ -197,6 +201,7 @@ def _header(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
         KeyError, ValueError: one is missing or garbled.
     """
     key, version = fields.get(b"idempotency_key"), fields.get(b"model_version")
+    trace = fields.get(b"traceparent")
     return {
         "batch_id": fields[b"batch_id"].decode(),
         "kind": fields[b"kind"].decode(),
@@ -205,6 +210,7 @@ def _header(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
         "n": int(fields[b"n"]),
         "idempotency_key": None if key is None else key.decode(),
         "model_version": None if version is None else int(version),
+        "traceparent": None if trace is None else trace.decode(),
     }
 
 

@@ -28,6 +28,8 @@ class Submission:
     """Id of the key that sent it."""
     model_version: int | None = None
     """Of the snapshot that answered; None unless `predicted`."""
+    traceparent: str | None = None
+    """Of the request, where requests are traced."""
     idempotency_key: str | None
     digest: str
     """SHA-256 of the request body, hexadecimal."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 import structlog
 
+from service import tracing
 from service.engine.protocol import Engine, Engines
 from service.errors import Unavailable
 from service.metrics import WorkerMetrics
@@ -134,8 +135,7 @@ class Learning:
             CorruptState: the entry is not what was accepted; nothing was learned.
             OSError: a decision cannot be written; the next `read` begins at the checkpoint again.
         """
-        position, fields = raw
-        state, judge = self._state, self.judge
+        (position, fields), state, judge = raw, self._state, self.judge
         entry = Entry.from_fields(self.progress.consumed + 1, position, fields)
         engine = state.engine or self._engines.create(self._settings, entry.schema)
         state.engine = engine
@@ -144,7 +144,8 @@ class Learning:
         with judge.attempts.of(entry.number):
             judge.before(state.health, engine, lesson.taught)
             lesson = self._hindsight.looked_back(lesson, judge)
-            with self._metrics.step_duration.time():
+            traced = tracing.span("learn", entry.traceparent, position=position)
+            with traced, self._metrics.step_duration.time():
                 step = advance(engine, lesson, judge.decisions, state.memory)
             state.progress = advanced(state.progress, entry, step)
             state.books.enter(entry, step, state.memory.recent)

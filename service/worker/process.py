@@ -15,7 +15,7 @@ from types import FrameType
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
-from service import logs
+from service import logs, tracing
 from service.engine.protocol import Engines
 from service.errors import CorruptState, SettingsError, StateDirectoryBusy, Unavailable
 from service.metrics import WorkerMetrics
@@ -175,6 +175,7 @@ def run(settings: Settings, engines: Engines) -> int:
         SettingsError: a learner setting does not fit the stream or its state, or there is no key.
     """
     logs.configure("worker")
+    tracing.configure("worker")
     directory.sign_with(settings.state_hmac_key_file)
     registry = CollectorRegistry()
     process = Process(settings, engines, WorkerMetrics(registry))

@@ -45,15 +45,15 @@ function heat(grid) {
   canvas.height = grid.length; canvas.width = grid[0].length;
   const paint = canvas.getContext("2d");
   grid.forEach((row, y) => row.forEach((value, x) => {
-    paint.fillStyle = `hsl(${260 - 210 * value} 80% ${12 + 58 * value}%)`;
+    paint.fillStyle = `hsl(212 70% ${12 + 73 * value}%)`;
     paint.fillRect(x, y, 1, 1);
   }));
-  return element("figure", {}, canvas, element("figcaption", { text: "what counted" }));
+  return element("figure", {}, canvas, element("figcaption", { text: "what counted: bright" }));
 }
 
 function explained(one) {
   const weights = Object.entries(one.weights ?? {}).filter(([, w]) => w > 0).map(([id, w]) => [`expert ${id}`, w]);
-  const parts = Object.entries(one.parts ?? {});
+  const parts = Object.entries(one.parts ?? {}).filter(([, w]) => w > 0);
   const nearest = (one.nearest ?? []).map((near) => element("li", { text: `${near.label ?? "no label"}, distance ${near.distance.toFixed(2)}, ${near.sample_id}` }));
   return [
     ...(weights.length ? rows("Weights of the experts", weights) : []), ...(parts.length ? rows("Weights of the parts", parts) : []),
