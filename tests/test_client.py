@@ -48,6 +48,23 @@ def test_what_was_observed_is_predicted(client: Client) -> None:
 
 
 @pytest.mark.usefixtures("learning")
+def test_an_answer_is_explained_and_the_expert_shows_its_samples(client: Client) -> None:
+    x = np.concatenate([np.zeros((4, 8, 8), np.uint8), np.full((4, 8, 8), 200, np.uint8)])
+    client.wait_until_learned(client.observe(x, ["dark"] * 4 + ["light"] * 4), timeout_s=20)
+
+    answers = client.predict(x[[0, 7]], explain=True)
+    shown = client.samples(0, n=3)
+
+    assert [one["expert"] for one in answers.explanations] == answers.experts.tolist() == [0, 0]
+    for answer, label in zip(answers.explanations, ("dark", "light"), strict=True):
+        assert {one["label"] for one in answer["nearest"][:3]} == {label}
+        assert answer["nearest"][0]["distance"] == 0
+    assert len(shown["replay"]) == 3
+    assert client.predict(x).explanations == ()
+    assert client.predict_image(as_file(x[0]), explain=True).explanations[0]["expert"] == 0
+
+
+@pytest.mark.usefixtures("learning")
 def test_a_prediction_waits_for_what_was_just_observed(client: Client) -> None:
     for shade in (10, 60, 110, 160):
         x = np.full((1, 8, 8), shade, np.uint8)

@@ -74,6 +74,7 @@ def answers(answer: httpx.Response) -> Answers:
         model_version=said["model_version"],
         position=said["position"],
         sample_ids=tuple(said.get("sample_ids") or ()),
+        explanations=tuple(said.get("explanations") or ()),
     )
 
 

@@ -117,6 +117,8 @@ class Answers:
     """Id of the newest log entry that this model has learned."""
     sample_ids: Sequence[str] = ()
     """[B] by which `label` tells a label later; empty unless the samples were kept."""
+    explanations: Sequence[Mapping[str, Any]] = ()
+    """[B] why, each as POST /predict?explain=true tells it; empty unless they were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,43 +101,52 @@ class Client(Connection):
         answer = self._send("POST", path, body, idempotency_key=uuid.uuid4().hex)
         return answers.receipt(answer)
 
-    def predict(self, x: Array, *, keep: bool = False, wait_for: str | None = None) -> Answers:
+    def predict(
+        self, x: Array, *, keep: bool = False, explain: bool = False, wait_for: str | None = None
+    ) -> Answers:
         """Return the answers for samples `x` [B, ...].
 
         Args:
             x: as `observe`.
             keep: whether the service keeps samples and answers for labels that come later; else
                 nothing is changed.
+            explain: whether the answers come with `Answers.explanations`, for 16 samples at most.
             wait_for: position in the log that the answering model must have learned.
 
         Raises:
             ApiError: the request was refused, or no such model was there within `retry_s`.
             ValueError: `x` is of a kind that the wire does not have.
         """
-        return self._predict(requests.tensors(x), keep=keep, wait_for=wait_for)
+        asked = {"keep": keep, "explain": explain, "wait_for": wait_for}
+        return self._predict(requests.tensors(x), asked)
 
     def predict_image(
-        self, content: bytes, *, keep: bool = False, wait_for: str | None = None
+        self,
+        content: bytes,
+        *,
+        keep: bool = False,
+        explain: bool = False,
+        wait_for: str | None = None,
     ) -> Answers:
         """Return the answer for one PNG or JPEG, which the service brings to its stream's shape.
 
         Args:
             content: the bytes of the file.
-            keep: as `predict`.
-            wait_for: as `predict`.
+            keep: as `predict`; so are the others.
+            explain: whether it comes with its explanation.
+            wait_for: position in the log.
 
         Raises:
             ApiError: as `predict`.
             ValueError: the bytes are neither PNG nor JPEG.
         """
-        return self._predict(requests.image(content), keep=keep, wait_for=wait_for)
+        asked = {"keep": keep, "explain": explain, "wait_for": wait_for}
+        return self._predict(requests.image(content), asked)
 
-    def _predict(self, body: Body, *, keep: bool, wait_for: str | None) -> Answers:
-        asked = {"keep": "true"} if keep else {}
-        if wait_for is not None:
-            asked["wait_for"] = wait_for
-        key = uuid.uuid4().hex if keep else None
-        path = str(httpx.URL(f"{self._prefix}/predict", params=asked))
+    def _predict(self, body: Body, asked: Mapping[str, str | bool | None]) -> Answers:
+        chosen = {name: value for name, value in asked.items() if value}
+        key = uuid.uuid4().hex if asked["keep"] else None
+        path = str(httpx.URL(f"{self._prefix}/predict", params=chosen))
         return answers.answers(self._send("POST", path, body, idempotency_key=key))
 
     def observation(self, batch_id: str) -> Observation:
@@ -186,6 +195,18 @@ class Client(Connection):
             ApiError: the service was away longer than `retry_s`.
         """
         return self.document("/experts")
+
+    def samples(self, expert: int, n: int = 8) -> dict[str, Any]:
+        """Return samples of an expert, as GET /experts/{expert}/samples shows them.
+
+        Args:
+            expert: its id.
+            n: most of each kind, 1 to 32.
+
+        Raises:
+            ApiError: `unknown_expert`, or the service was away longer than `retry_s`.
+        """
+        return self.document(f"/experts/{expert}/samples?n={n}")
 
     def timeline(self) -> dict[str, Any]:
         """Return the life of the stream so far, as GET /timeline shows it.
