@@ -1,5 +1,6 @@
 """`levit observe | predict | experts | watch | report | streams`: the service as seen by users."""
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from service.cli_options import Stream, Url, address, connection, key
-from service.client import Answers, Sent
+from service.cli_options import RETRY_S, Stream, Url, address, connection, key
+from service.client import Answers, AsyncClient, Sent
 from service.datafile import IMAGES, read_image, read_samples
 from service.errors import Misused
+from service.report.gathered import Gathered, gather
 from service.shown import cell, printable
 
 PATIENCE_S = 600.0
@@ -164,12 +166,10 @@ def report(
     url: Url = None,
 ) -> None:
     """Write one page about the stream's life: growth, accuracy, expansions, cost."""
-    from service.report.gathered import Gathered
     from service.report.page import page
     from service.report.picture import draw
 
-    with connection(url, stream) as client:
-        gathered = Gathered.of(client)
+    gathered = asyncio.run(_gathered(url, stream))
     version = gathered.model["model_version"]
     if not version:
         raise Misused("no report yet: nothing was learned so far")
@@ -180,6 +180,16 @@ def report(
     if png is not None:
         draw(out, png)
     typer.echo(f"{out} written: model {version}")
+
+
+async def _gathered(url: str | None, stream: str | None) -> Gathered:
+    """Return what a report is made of."""
+    at = address(url)
+    async with (
+        AsyncClient(at, key=key(), stream=stream, retry_s=RETRY_S) as client,
+        AsyncClient(at, key=key(), stream=stream, retry_s=0) as listening,
+    ):
+        return await gather(client, listening)
 
 
 @streams.command("list")

@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from service import cli
-from service.client import ApiError, Client
+from service.client import ApiError, AsyncClient, Event
 from service.errors import Misused
-from service.report.gathered import EACH, Gathered
+from service.report.gathered import EACH, Gathered, gather
 from service.report.page import page
 from service.report.picture import TALLEST, WIDTH, draw
 from service.settings import Settings
@@ -197,6 +197,19 @@ def test_a_hundred_classes_and_64_experts_make_a_page_of_bounded_size() -> None:
     assert ">class 7<title>" not in shown, "no name fits beside so small a cell"
 
 
+def test_what_went_wrong_is_counted() -> None:
+    told = [Event(id=str(at), kind="rolled_back", data={"at": 1.8e9 + at}) for at in (0, 60)]
+    told.append(Event(id="9", kind="snapshot", data={"version": 1}))
+
+    shown = page(Gathered(model=model(), timeline=timeline(LIFE), events=told), stream="default")
+
+    assert "What else happened: 2 events" in shown
+    row = ("the model went back to an earlier state", "2")
+    assert "".join(f"<td>{cell}</td>" for cell in row) in shown
+    assert "2027-01-15 08:00:00 UTC</td><td>2027-01-15 08:01:00 UTC" in shown
+    assert "Nothing went wrong" in report(LIFE)
+
+
 # What is missing
 
 
@@ -231,24 +244,26 @@ def test_of_a_model_older_than_its_time_line_it_says_what_is_not_known() -> None
     assert "How long it took is not known" in shown
 
 
-def gathered(samples: httpx.Response) -> Gathered:
+async def gathered(samples: httpx.Response) -> Gathered:
     """Return what is gathered of a service that answers so for the samples of an expert."""
 
     def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return httpx.Response(503, json={"code": "unavailable", "detail": "away"})
         if request.url.path.endswith("/samples"):
             assert request.url.params["n"] == str(EACH)
             return samples
         told = model() if request.url.path.endswith("/experts") else timeline(LIFE)
         return httpx.Response(200, json=told)
 
-    with Client(transport=httpx.MockTransport(answer), retry_s=0) as client:
-        return Gathered.of(client)
+    async with AsyncClient(transport=httpx.MockTransport(answer), retry_s=0) as client:
+        return await gather(client, client)
 
 
-def test_images_are_shown_and_escaped() -> None:
+async def test_images_are_shown_and_escaped() -> None:
     one = {"sample_id": "1:0", "label": HOSTILE, "png": PNG}
     hostile = {**one, "png": '"><script>'}
-    found = gathered(httpx.Response(200, json={"replay": [one, hostile], "drawn": []}))
+    found = await gathered(httpx.Response(200, json={"replay": [one, hostile], "drawn": []}))
 
     shown = page(found, stream="default")
 
@@ -267,6 +282,7 @@ def test_images_are_shown_and_escaped() -> None:
     [
         (httpx.Response(404, json={"code": "not_found"}), "this service does not hand them out"),
         (httpx.Response(503, json={"code": "x", "detail": "Redis is away"}), "Redis is away."),
+        (httpx.Response(200, json={"replay": None, "replay_reason": "no Redis"}), "no Redis."),
         (httpx.Response(200, json={"replay": [], "drawn": []}), "the replay memory keeps none"),
         (
             httpx.Response(200, json={"replay": [{"label": 1, "values": [0.5]}]}),
@@ -274,10 +290,11 @@ def test_images_are_shown_and_escaped() -> None:
         ),
     ],
 )
-def test_where_there_are_no_images_it_says_why(answer: httpx.Response, said: str) -> None:
-    shown = page(gathered(answer), stream="default")
+async def test_where_there_are_no_images_it_says_why(answer: httpx.Response, said: str) -> None:
+    shown = page(await gathered(answer), stream="default")
 
     assert f"Samples are not shown: {said}" in shown
+    assert "What else happened is not known" in shown
     assert "<img" not in shown
 
 
@@ -333,6 +350,7 @@ def test_the_command_writes_what_a_service_has_learned(url: str, tmp_path: Path)
     assert done.exit_code == 0, done.exception
     assert f"{out} written: model" in done.stdout
     assert "20 samples learned by" in shown
+    assert "Nothing went wrong" in shown
     assert "samples since the start</text>" in shown
     assert "older" not in shown
     assert not Markup(shown).foreign

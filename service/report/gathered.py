@@ -1,16 +1,21 @@
 """What a report is made of, asked of a service as any client asks."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Any
 
-from service.client import ApiError, Client
+from service.client import ApiError, AsyncClient, Event
 
 MOST_EXPERTS = 24
 """Of the newest so many samples are shown."""
 EACH = 6
 """Samples of one expert."""
+QUIET_S, LISTENING_S = 0.5, 3.0
+"""Events are past when none came for so long; and so long they are listened to at most."""
+
+Samples = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,48 +26,65 @@ class Gathered:
     """GET /experts."""
     timeline: Mapping[str, Any]
     """GET /timeline."""
-    replay: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    events: Sequence[Event] | None = ()
+    """GET /events, those of the past; None where they are not known."""
+    replay: Mapping[int, Samples] = field(default_factory=dict)
     """Samples of the replay memory by expert, as GET /experts/{id}/samples tells them."""
     missing: Sequence[str] = ()
-    """What could not be had, in a sentence each."""
-
-    @classmethod
-    def of(cls, client: Client) -> Self:
-        """Ask for everything; samples are left out where there are none.
-
-        Raises:
-            ApiError: it was refused, or nothing is there.
-        """
-        model = client.experts()
-        timeline = client.timeline()
-        replay: dict[int, Sequence[Mapping[str, Any]]] = {}
-        missing: list[str] = []
-        try:
-            for expert in model["experts"][-MOST_EXPERTS:]:
-                path = f"/experts/{expert['id']}/samples?n={EACH}"
-                replay[expert["id"]] = client.document(path)["replay"][:EACH]
-        except ApiError as refusal:
-            missing.append(_why(refusal))
-        else:
-            missing += _unshown(model, replay)
-        return cls(model=model, timeline=timeline, replay=replay, missing=missing)
+    """Why there are no samples, in a sentence."""
 
 
-def _why(refusal: ApiError) -> str:
-    if refusal.status == HTTPStatus.NOT_FOUND:
-        return "Samples are not shown: this service does not hand them out."
-    return f"Samples are not shown: {refusal.message}."
+async def gather(client: AsyncClient, listening: AsyncClient) -> Gathered:
+    """Ask for everything; samples and events are left out where there are none.
+
+    Args:
+        client: of the stream.
+        listening: the same for its events, one that does not repeat what was refused.
+
+    Raises:
+        ApiError: it was refused, or nothing is there.
+    """
+    model, timeline = await client.experts(), await client.timeline()
+    replay, missing = await _samples(client, [one["id"] for one in model["experts"]])
+    events = await _events(listening)
+    return Gathered(model=model, timeline=timeline, events=events, replay=replay, missing=missing)
 
 
-def _unshown(
-    model: Mapping[str, Any], replay: Mapping[int, Sequence[Mapping[str, Any]]]
-) -> list[str]:
-    """Return what there is no picture of."""
-    found = [one for samples in replay.values() for one in samples]
-    if not found:
+async def _samples(
+    client: AsyncClient, experts: Sequence[int]
+) -> tuple[dict[int, Samples], list[str]]:
+    """Return samples by expert, and what is said of those that are missing."""
+    found: dict[int, Samples] = {}
+    try:
+        for expert in experts[-MOST_EXPERTS:]:
+            told = await client.document(f"/experts/{expert}/samples?n={EACH}")
+            if told["replay"] is None:
+                return found, [f"Samples are not shown: {told['replay_reason']}."]
+            found[expert] = told["replay"][:EACH]
+    except ApiError as refusal:
+        if refusal.status == HTTPStatus.NOT_FOUND:
+            return found, ["Samples are not shown: this service does not hand them out."]
+        return found, [f"Samples are not shown: {refusal.message}."]
+    return found, _unshown(found, hidden=len(experts) > MOST_EXPERTS)
+
+
+def _unshown(found: Mapping[int, Samples], *, hidden: bool) -> list[str]:
+    """Return what is said where not all experts have a picture."""
+    samples = [one for several in found.values() for one in several]
+    if not samples:
         return ["Samples are not shown: the replay memory keeps none."]
-    if not any(one.get("png") for one in found):
+    if not any(one.get("png") for one in samples):
         return ["Samples are not shown: they are no images."]
-    if len(model["experts"]) > MOST_EXPERTS:
-        return [f"Samples are shown of the newest {MOST_EXPERTS} experts."]
-    return []
+    return [f"Samples are shown of the newest {MOST_EXPERTS} experts."] if hidden else []
+
+
+async def _events(client: AsyncClient) -> list[Event] | None:
+    """Return what happened so far; None where the service cannot tell."""
+    found: list[Event] = []
+    coming = client.events(after="0")
+    try:
+        async with asyncio.timeout(LISTENING_S):
+            while True:
+                found.append(await asyncio.wait_for(anext(coming), QUIET_S))
+    except (TimeoutError, ApiError):
+        return found or None  # the beginning of the stream is an event, so there is one

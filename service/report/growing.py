@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from service.client import Event
 from service.report.charts import Axes, Line, Mark, lines
 from service.report.gathered import Gathered
 from service.report.life import Birth, Life
@@ -80,7 +81,7 @@ def origins(gathered: Gathered, life: Life) -> str:
     if not model["expansions"]:
         title = "No expansion yet: the experts are those of the beginning"
     if any(gathered.replay.values()):
-        head.append("samples it keeps")
+        head.append("kept samples that it answers")
         for row, one in zip(rows, model["experts"], strict=True):
             row.append(_pictures(gathered.replay.get(one["id"], [])))
     said = (
@@ -91,6 +92,45 @@ def origins(gathered: Gathered, life: Life) -> str:
     if refused:
         said += f" The model asked {counted(refused, 'more time')} for an expert and was refused."
     return section(title, table(head, rows), note(said), *map(note, gathered.missing))
+
+
+def happenings(events: Sequence[Event] | None) -> str:
+    """Return what went wrong with the stream, and what was done about it."""
+    if events is None:
+        return section("What else happened is not known: the service tells no events now")
+    found = {kind: [one for one in events if one.kind == kind] for kind in _TROUBLE}
+    rows = [
+        (said, f"{len(found[kind]):,}", *_when_first_and_newest(found[kind]))
+        for kind, said in _TROUBLE.items()
+        if found[kind]
+    ]
+    if not rows:
+        said = "No drift, rollback or stop is known, and no batch was set aside."
+        return section("Nothing went wrong", note(said + _AS_FAR))
+    times = counted(sum(map(len, found.values())), "event")
+    title = f"What else happened: {times} that people who run this should know"
+    return section(title, table(("what", "times", "first", "newest"), rows), note(_AS_FAR))
+
+
+_TROUBLE = {
+    "drifted": "what was learned no longer held (drift)",
+    "rolled_back": "the model went back to an earlier state",
+    "quarantined": "batches that harm were set aside",
+    "dropped": "batches were thrown away for good",
+    "released": "batches set aside were queued again",
+    "stopped": "learning stopped and waited for a human",
+    "recovered": "learning went on",
+    "resynced": "learning went on after a loss",
+    "gap": "older events are not kept any more",
+}
+"""Kinds of events in words."""
+_AS_FAR = " A service keeps its newest 10,000 events."
+
+
+def _when_first_and_newest(events: Sequence[Event]) -> list[str | None]:
+    """Return when it happened; None where that is not told."""
+    told = [events[0].data.get("at"), events[-1].data.get("at")]
+    return [None if at is None else moment(at) for at in told]
 
 
 _NUMBERS = ("novelty", "threshold")

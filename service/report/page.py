@@ -57,6 +57,7 @@ def page(gathered: Gathered, *, stream: str) -> str:
         answering.hardest(gathered.model),
         answering.confused(life),
         answering.forgotten(life),
+        growing.happenings(gathered.events),
         _costs(gathered, life),
     )
     title = f"What stream {stream} has learned"
