@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.client import Client
 from service.demo.data import load_data
@@ -162,8 +163,23 @@ def test_growth_is_seen_as_it_happens_and_survives_a_restart(
         window.until(f"document.querySelectorAll('#experts tr').length >= {experts}")
         window.open(served.address)  # and whoever comes now sees the whole past
         window.until("/[1-9] birth/.test(document.querySelector('#novelty').ariaLabel ?? '')")
+        window.click("#experts button")  # what an expert knows, and what it makes up
+        window.until("document.querySelectorAll('#strips .strip').length == 2")
+        window.until(
+            "[...document.querySelectorAll('#strips img')].every((one) => one.naturalWidth)"
+        )
+        window.type("#file", str(picture_of_a_digit(tmp_path)))
+        window.until("document.querySelector('#answer canvas')")
+        assert "Nearest samples" in window.text("#answer")
     left = [one for one in window.complaints() if "Failed to load resource" not in one]
     assert left == []
+
+
+def picture_of_a_digit(home: Path) -> Path:
+    """Return where a digit lies as an image."""
+    path = home / "digit.png"
+    Image.fromarray(load_data("digits", Path()).x_test[0]).save(path)
+    return path
 
 
 @pytest.fixture
@@ -189,6 +205,7 @@ def test_nothing_keeps_anybody_from_reading_it(
     window.type("#vector", " ".join(["7"] * 64))
     window.click("#ask button")
     window.until("document.querySelector('#answer table')")
+    assert "null" not in window.text("#answer")
     window.run(AXE)
 
     assert window.run(SERIOUS) == []

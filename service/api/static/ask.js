@@ -63,13 +63,17 @@ function explained(one) {
 
 function show(answer, image) {
   const one = answer.explanations?.[0], pictures = [];
-  if (image) pictures.push(element("figure", {}, element("img", { class: "pixels", src: URL.createObjectURL(image), alt: "what was asked" }), element("figcaption", { text: "what was asked" })));
+  if (image) {
+    const shown = element("img", { class: "pixels", src: URL.createObjectURL(image), alt: "what was asked" });
+    shown.onload = () => URL.revokeObjectURL(shown.src);
+    pictures.push(element("figure", {}, shown, element("figcaption", { text: "what was asked" })));
+  }
   if (one?.heat) pictures.push(heat(one.heat.rows));
   const label = answer.labels[0];
   byId("answer").replaceChildren(
     element("h3", { text: label === null ? "No class is known yet" : `Answer: ${label}` }),
     element("p", { class: "note", text: `by expert ${answer.experts[0]}, novelty ${answer.novelty[0] ?? "unknown"} nats a value, model ${answer.model_version}` }),
-    pictures.length ? element("div", { class: "pictures" }, ...pictures) : null,
+    ...(pictures.length ? [element("div", { class: "pictures" }, ...pictures)] : []),
     ...rows("Probabilities", answer.classes[0].map((name, i) => [name, answer.probabilities[0][i]])),
     ...(one ? explained(one) : []),
   );

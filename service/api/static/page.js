@@ -8,61 +8,73 @@ import * as panels from "./panels.js";
 const REFRESH_MS = 1000;
 const byId = (id) => document.getElementById(id);
 const draw = charts();
-const now = { root: "", input: null, forgetting: null, etag: "", version: -1, fetched: 0, due: 0 };
-let leaving = new AbortController();
+let now = about("", null);
 
-function link(state, text) { byId("link").className = state; byId("link").textContent = text; }
-
-/* Read the past and the experts anew, at most once a second, and the newest model at the end. */
-async function refresh(signal) {
-  if (now.due) return;
-  now.due = 1;
-  await new Promise((resolve) => setTimeout(resolve, Math.max(0, now.fetched + REFRESH_MS - Date.now())));
-  now.due = 0;
-  now.fetched = Date.now();
-  try {
-    const [past, info] = await Promise.all([
-      ask(`${now.root}/timeline`, { signal, headers: now.etag ? { "If-None-Match": now.etag } : {} }),
-      ask(`${now.root}/experts`, { signal }).then((answer) => answer.json()),
-    ]);
-    if (past.status !== 304) {
-      now.etag = past.headers.get("ETag") ?? "";
-      const told = await past.json();
-      now.forgetting = told.forgetting;
-      draw(told);
-    }
-    if (!info.classes || signal.aborted) return;
-    panels.experts(info.experts, now.root);
-    panels.classes(info);
-  } catch (error) {
-    if (!signal.aborted && error instanceof Refused) link("off", error.message);
-  }
+/* What is known of the stream that is shown; each has its own, so that nothing late is mixed in. */
+function about(root, input) {
+  return { root, input, forgetting: null, etag: "", wanted: 0, drawn: 0, busy: false, leaving: new AbortController() };
 }
 
-function watch() {
-  const { signal } = leaving;
+function link(state, text) { byId("link").className = state; byId("link").textContent = text; }
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/* Read the past and the experts anew until what was wanted last is drawn; at most once a second. */
+async function refresh(mine) {
+  mine.wanted += 1;
+  if (mine.busy) return;
+  mine.busy = true;
+  while (mine.drawn < mine.wanted && !mine.leaving.signal.aborted) {
+    const wanted = mine.wanted;
+    try { await read(mine); mine.drawn = wanted; } catch (error) {
+      if (error instanceof Refused && [401, 403, 404].includes(error.status)) { link("off", error.message); break; }
+    }
+    await pause(REFRESH_MS);
+  }
+  mine.busy = false;
+}
+
+async function read(mine) {
+  const { signal } = mine.leaving;
+  const [past, info] = await Promise.all([
+    ask(`${mine.root}/timeline`, { signal, headers: mine.etag ? { "If-None-Match": mine.etag } : {} }),
+    ask(`${mine.root}/experts`, { signal }).then((answer) => answer.json()),
+  ]);
+  const told = past.status === 304 ? null : await past.json();
+  if (signal.aborted) return;
+  if (told) {
+    mine.forgetting = told.forgetting;
+    draw(told);
+    mine.etag = past.headers.get("ETag") ?? "";
+  }
+  if (!info.classes) return;
+  panels.experts(info.experts, mine.root);
+  panels.classes(info);
+}
+
+function watch(mine) {
+  const { signal } = mine.leaving;
   const lost = (refusal) => link("off", refusal ? refusal.message : "reconnecting");
-  listen(`${now.root}/live`, { signal, lost, hear: (_, told) => {
+  let version = -1;
+  listen(`${mine.root}/live`, { signal, lost, hear: (_, told) => {
     link("on", "live");
-    panels.tiles(told, now.forgetting);
-    if (told.model_version !== now.version) { now.version = told.model_version; refresh(signal); }
+    panels.tiles(told, mine.forgetting);
+    if (told.model_version !== version) { version = told.model_version; refresh(mine); }
     panels.shares(told.answered_by);
   } });
-  listen(`${now.root}/events?after=0`, { signal, lost: () => {}, hear: (kind, told) => {
+  listen(`${mine.root}/events?after=0`, { signal, lost: () => {}, hear: (kind, told) => {
     if (kind === "gap") return;
     panels.event(kind, told);
-    if (kind === "expanded") refresh(signal);
+    if (kind === "expanded") refresh(mine);
   } });
 }
 
 function choose(stream) {
-  leaving.abort();
-  leaving = new AbortController();
-  Object.assign(now, { root: stream.name === "default" ? "" : `/streams/${encodeURIComponent(stream.name)}`, input: stream.input, forgetting: null, etag: "", version: -1, fetched: 0 });
+  now.leaving.abort();
+  now = about(stream.name === "default" ? "" : `/streams/${encodeURIComponent(stream.name)}`, stream.input);
   panels.forget();
   draw({ points: { samples: [], labelled: [], correct: [], experts: [], novelty: [] }, threshold: null });
   byId("ask-hint").textContent = stream.input ? `Samples are ${stream.input}; images are brought to that shape.` : "What a sample is will be known with the first batch.";
-  watch();
+  watch(now);
 }
 
 /* Without the scope `read` only the box is of use: say so, and show nothing that would stay empty. */
@@ -76,8 +88,8 @@ function narrow(why) {
 async function learnInput() {
   try {
     const { inputs } = await (await ask("v2/models/default")).json();
-    Object.assign(now, { root: "", input: `sample:${inputs[0].shape.slice(1).join("x")}` });
-  } catch { now.input = null; }
+    now = about("", `sample:${inputs[0].shape.slice(1).join("x")}`);
+  } catch { now = about("", null); }
 }
 
 async function enter() {

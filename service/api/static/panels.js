@@ -111,8 +111,10 @@ export function forget() {
 }
 
 const picture = (png, alt) => element("img", { src: `data:image/png;base64,${png}`, alt });
-function sample(one, said) {
-  const shown = one.png ? picture(one.png, said) : element("code", { text: (one.values ?? []).flat().slice(0, 8).map((v) => few(v, 2)).join(" ") });
+/* What a sample looks like: an image as PNG in base64, or the first of its numbers. */
+function sample(looks, said) {
+  const numbers = () => [looks].flat(Infinity).slice(0, 8).map((v) => few(v, 2)).join(" ");
+  const shown = typeof looks === "string" ? picture(looks, said) : element("code", { text: numbers() });
   return element("figure", {}, shown, element("figcaption", { text: said }));
 }
 
@@ -120,11 +122,11 @@ async function strips(expert, root) {
   const place = byId("strips");
   try {
     const told = await (await ask(`${root}/experts/${expert}/samples?n=12`)).json();
-    const replay = (told.replay ?? []).map((one) => sample(one, one.label === null ? "no label" : String(one.label)));
+    const replay = (told.replay ?? []).map((one) => sample(one.png ?? one.values, one.label === null ? "no label" : String(one.label)));
     const dreamt = (told.drawn ?? []).map((one) => sample(one, "drawn"));
     place.replaceChildren(
       element("h3", { text: `Expert ${expert}: samples in the replay memory` }),
-      replay.length ? element("div", { class: "strip" }, ...replay) : element("p", { class: "note", text: told.reason ?? "none is there any more" }),
+      replay.length ? element("div", { class: "strip" }, ...replay) : element("p", { class: "note", text: told.replay_reason ?? "it answers for none of them now" }),
       ...(dreamt.length ? [element("h3", { text: `Expert ${expert}: samples drawn from its VAE` }), element("div", { class: "strip" }, ...dreamt)] : []),
     );
   } catch (error) {
