@@ -134,7 +134,7 @@ def test_each_chart_has_a_name_and_says_what_its_axes_are() -> None:
     charts = [told for tag, told in Markup(shown).tags if tag == "svg"]
     assert len(charts) == 6  # experts, novelty, accuracy, classes over time, hardest, confusion
     assert all(told["role"] == "img" and told["aria-label"] for told in charts)
-    for axis in ("experts", "novelty, log10 of the evidence for change", "accuracy, %", "class"):
+    for axis in ("experts", "novelty, log10 of evidence", "accuracy, %", "class"):
         assert f">{axis}</text>" in shown
     assert shown.count(">samples since the start</text>") == 4
     assert ">answered class</text>" in shown
@@ -145,7 +145,7 @@ def test_a_birth_stands_where_the_number_of_experts_rose() -> None:
     shown = report(LIFE)
 
     assert shown.count("<title>expert 1, after 60 samples</title>") == 2
-    assert "after 60 samples (batch 1)" in shown
+    assert "<td>after 60 samples, 2027-01-15 08:00:10 UTC</td>" in shown
 
 
 def test_the_accuracy_of_the_curve_fades() -> None:
@@ -280,7 +280,7 @@ async def test_images_are_shown_and_escaped() -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (httpx.Response(404, json={"code": "not_found"}), "this service does not hand them out"),
+        (httpx.Response(404, json={"code": "x", "detail": "no expert 0"}), "no expert 0."),
         (httpx.Response(503, json={"code": "x", "detail": "Redis is away"}), "Redis is away."),
         (httpx.Response(200, json={"replay": None, "replay_reason": "no Redis"}), "no Redis."),
         (httpx.Response(200, json={"replay": [], "drawn": []}), "the replay memory keeps none"),

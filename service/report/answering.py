@@ -116,9 +116,9 @@ def confused(life: Life) -> str:
         names, rows = names[:-1], [row[:-1] for row in rows]
     title = _most_confused(rows, names)
     said = (
-        "Each row is what the samples of a class were answered as, in % of the row: the darker, "
-        "the more. Right answers are on the diagonal. All labelled samples since the start count, "
-        "each answered before it was learned."
+        "Each row is what the samples of a class were answered as, in % of the row: the stronger "
+        "the colour, the more. Right answers are on the diagonal. All labelled samples since the "
+        "start count, each answered before it was learned."
     )
     if len(life.classes) > MOST_NUMBERED:
         said += " The pointer tells names and numbers."

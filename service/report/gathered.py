@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any
 
 from service.client import ApiError, AsyncClient, Event
@@ -57,13 +56,11 @@ async def _samples(
     found: dict[int, Samples] = {}
     try:
         for expert in experts[-MOST_EXPERTS:]:
-            told = await client.document(f"/experts/{expert}/samples?n={EACH}")
+            told = await client.samples(expert, EACH)
             if told["replay"] is None:
                 return found, [f"Samples are not shown: {told['replay_reason']}."]
             found[expert] = told["replay"][:EACH]
     except ApiError as refusal:
-        if refusal.status == HTTPStatus.NOT_FOUND:
-            return found, ["Samples are not shown: this service does not hand them out."]
         return found, [f"Samples are not shown: {refusal.message}."]
     return found, _unshown(found, hidden=len(experts) > MOST_EXPERTS)
 

@@ -49,7 +49,7 @@ def newness(life: Life, *, evidence: bool) -> str:
     title = f"Novelty led to a new expert {times}"
     if not life.births:
         title = "Novelty never led to a new expert"
-    unit = "log10 of the evidence for change" if evidence else "of the replay buffer"
+    unit = "log10 of evidence" if evidence else "of the replay buffer"
     axes = Axes(name=title, x_label=SAMPLES, y_label=f"novelty, {unit}", marked="an expert is born")
     drawn = (
         Line(name="novelty", colour="a", y=life.novelty),
@@ -61,6 +61,8 @@ def newness(life: Life, *, evidence: bool) -> str:
         "of a stretch of the stream; where the curve is broken none was measured, because the "
         "newest expert was still being trained."
     )
+    if evidence:
+        said += " One more on its axis is ten times the evidence."
     return section(title, lines(life.ends, drawn, axes, marks(life.births)), note(said))
 
 
@@ -144,10 +146,9 @@ _MOST_CLASSES = 12
 
 
 def _when(expert: Mapping[str, Any], birth: Birth | None) -> str:
-    said = f"batch {expert['born_step']:,}"
-    if birth is not None:
-        said = f"after {counted(birth.samples, 'sample')} ({said}), {moment(birth.at)}"
-    return said
+    if birth is None:
+        return f"with batch {expert['born_step']:,}"
+    return f"after {counted(birth.samples, 'sample')}, {moment(birth.at)}"
 
 
 def _classes(names: Sequence[object]) -> str:

@@ -4,6 +4,9 @@ import time
 from collections.abc import Iterable
 from html import escape
 
+_FEW_COLUMNS = 6
+"""A table with more is scrolled on a narrow screen."""
+
 
 class Markup(str):
     """Text that is HTML already, and is not escaped."""
@@ -18,12 +21,12 @@ def section(title: str, *parts: str) -> str:
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """Return a table; "-" stands for None."""
-    titles = "".join(f'<th scope="col">{escape(one)}</th>' for one in head)
+    titles = [f'<th scope="col">{escape(one)}</th>' for one in head]
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>'
-        "</div>"
-    )
+    inside = f"<thead><tr>{''.join(titles)}</tr></thead><tbody>{body}</tbody></table>"
+    if len(titles) > _FEW_COLUMNS:
+        return f'<div class="wide" tabindex="0"><table class="broad">{inside}</div>'
+    return f'<div class="wide"><table>{inside}</div>'
 
 
 def _cell(value: object) -> str:

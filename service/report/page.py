@@ -30,6 +30,7 @@ svg .on{fill:var(--back)}svg .off{fill:var(--ink)}
 .strip{display:grid;grid-template-columns:repeat(3,2rem);gap:2px}
 .strip img{width:2rem;height:2rem;image-rendering:pixelated;object-fit:contain}
 section{break-inside:avoid}
+@media (max-width:36rem){svg text{font-size:15px}.broad{min-width:42rem}}
 """
 _ABOUT = (
     "A learner takes in this stream sample by sample and never sees one again unless it kept it. "
