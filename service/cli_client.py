@@ -1,8 +1,9 @@
 """`levit observe | predict | experts | watch | report | streams`: the service as seen by users."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +30,9 @@ PATIENCE_S = 600.0
 """How long `observe` waits for a service that is away or full, and then for its last batch."""
 STOPPED = 130
 """Exit code of a command that Ctrl-C has ended, as shells have it."""
+MOST_EXPLAINED = 16
+"""Samples of one request that the service explains."""
+_SHADES = " .:-=+*#%@"
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples in one request.")]
 
 streams = typer.Typer(help="The streams that the service learns.", no_args_is_help=True)
@@ -103,18 +107,22 @@ def predict(
     ],
     stream: Stream = None,
     batch_size: BatchSize = 100,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print why, below each sample.")
+    ] = False,
     url: Url = None,
 ) -> None:
     """Print label, probability, expert and novelty of each sample of FILE, tab-separated."""
     if file.suffix.lower() in IMAGES:
         content = read_image(file)
         with connection(url, stream) as client:
-            _print_answers(client.predict_image(content), first=0)
+            _print_answers(client.predict_image(content, explain=explain), first=0)
         return
     x, _ = read_samples(file, ("x", "x_test"), ())
+    step = min(batch_size, MOST_EXPLAINED) if explain else batch_size
     with connection(url, stream) as client:
-        for at in range(0, len(x), batch_size):
-            _print_answers(client.predict(x[at : at + batch_size]), first=at)
+        for at in range(0, len(x), step):
+            _print_answers(client.predict(x[at : at + step], explain=explain), first=at)
 
 
 _HEAD = "sample\tlabel\tprobability\texpert\tnovelty"
@@ -128,6 +136,23 @@ def _print_answers(found: Answers, *, first: int) -> None:
     rows = zip(found.labels, best, found.experts, found.novelty, strict=True)
     for row, (label, probability, expert, novelty) in enumerate(rows, start=first):
         typer.echo(f"{row}\t{printable(label)}\t{probability:.4f}\t{expert}\t{novelty:.4f}")
+        if found.explanations:
+            _print_why(found.explanations[row - first])
+
+
+def _print_why(why: Mapping[str, Any]) -> None:
+    """Print shares, nearest samples, and where in an image the answer comes from, @ the most."""
+    shares = {f"expert {id_}": share for id_, share in why["weights"].items()} | why["parts"]
+    told = [f"{name} {share:.2f}" for name, share in shares.items() if share > 0]
+    typer.echo(f"  shares: {', '.join(told)}")
+    if why["nearest"] is None:
+        typer.echo(f"  nearest: none, {why['nearest_reason']}")
+    else:
+        near = [f"{one['sample_id']} ({printable(one['label'])})" for one in why["nearest"]]
+        typer.echo(f"  nearest: {', '.join(near)}")
+    for cells in why["heat"]["rows"] if why["heat"] else ():
+        line = "".join(2 * _SHADES[round(heat * (len(_SHADES) - 1))] for heat in cells)
+        typer.echo(f"  |{line}|")
 
 
 def experts(stream: Stream = None, url: Url = None) -> None:

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service import cli, cli_options
+from service.cli_client import _print_why
 from service.client import ApiError, Client
 from service.datafile import BadDataFile, read_arrays
 from service.engine.protocol import Array
@@ -82,6 +83,41 @@ def test_arrays_and_images_are_predicted_alike(url: str, data: str, tmp_path: Pa
     ]
     assert image[0] == HEAD
     assert image[1].split("\t")[1:] == both[2].split("\t")[1:]
+
+
+@pytest.mark.usefixtures("learning")
+def test_a_prediction_is_explained_below_its_line(url: str, data: str, tmp_path: Path) -> None:
+    levit("observe", data, "--url", url)
+    (tmp_path / "light.png").write_bytes(as_file(LIGHT))
+    np.save(tmp_path / "many.npy", X[np.arange(17) % 2])
+
+    why = levit("predict", str(tmp_path / "light.png"), "--explain", "--url", url)
+    many = levit("predict", str(tmp_path / "many.npy"), "--explain", "--url", url)
+
+    _, row, shares, nearest = why.stdout.splitlines()
+    assert shares == f"  shares: expert {row.split(chr(9))[3]} 1.00, means 1.00"
+    assert nearest == "  nearest: none, the replay memory is empty"  # an expansion cleared it
+    assert many.stdout.count("  shares: ") == 17
+
+
+def test_heat_is_drawn_darkest_where_most_of_the_answer_comes_from(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heat = {"kind": "attention", "rows": [[0, 1], [0.5, 0.1]]}
+    facts = {"weights": {"0": 0.0}, "parts": {"memory": 1.0}, "heat": heat}
+
+    near = [
+        {"sample_id": f"7:{i}", "distance": 0.5, "label": label} for i, label in enumerate("ab")
+    ]
+
+    _print_why({**facts, "nearest": near})
+
+    assert capsys.readouterr().out.splitlines() == [
+        "  shares: memory 1.00",
+        "  nearest: 7:0 (a), 7:1 (b)",
+        "  |  @@|",
+        "  |==..|",
+    ]
 
 
 @pytest.mark.usefixtures("learning")
