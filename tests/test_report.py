@@ -207,7 +207,16 @@ def test_what_went_wrong_is_counted() -> None:
     row = ("the model went back to an earlier state", "2")
     assert "".join(f"<td>{cell}</td>" for cell in row) in shown
     assert "2027-01-15 08:00:00 UTC</td><td>2027-01-15 08:01:00 UTC" in shown
-    assert "Nothing went wrong" in report(LIFE)
+    assert "Nothing is known to have gone wrong" in report(LIFE)
+
+
+def test_novelty_has_the_unit_of_the_preset() -> None:
+    paper = model() | {"sample_gradients": None}
+
+    shown = page(Gathered(model=paper, timeline=timeline(LIFE)), stream="default")
+
+    assert ">novelty, of the replay buffer</text>" in shown
+    assert "<td>sample-gradients spent</td><td>-</td>" in shown
 
 
 # What is missing
@@ -283,7 +292,7 @@ async def test_images_are_shown_and_escaped() -> None:
         (httpx.Response(404, json={"code": "x", "detail": "no expert 0"}), "no expert 0."),
         (httpx.Response(503, json={"code": "x", "detail": "Redis is away"}), "Redis is away."),
         (httpx.Response(200, json={"replay": None, "replay_reason": "no Redis"}), "no Redis."),
-        (httpx.Response(200, json={"replay": [], "drawn": []}), "the replay memory keeps none"),
+        (httpx.Response(200, json={"replay": [], "drawn": []}), "none were found"),
         (
             httpx.Response(200, json={"replay": [{"label": 1, "values": [0.5]}]}),
             "they are no images",
@@ -350,7 +359,7 @@ def test_the_command_writes_what_a_service_has_learned(url: str, tmp_path: Path)
     assert done.exit_code == 0, done.exception
     assert f"{out} written: model" in done.stdout
     assert "20 samples learned by" in shown
-    assert "Nothing went wrong" in shown
+    assert "Nothing is known to have gone wrong" in shown
     assert "samples since the start</text>" in shown
     assert "older" not in shown
     assert not Markup(shown).foreign

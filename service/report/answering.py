@@ -84,7 +84,7 @@ def forgotten(life: Life) -> str:
     rows = [
         (
             *(one.name, percent(one.best), f"{one.best_at:,}"),
-            *(percent(one.newest), f"{one.newest_at:,}", f"{100 * one.drop:+.1f}"),
+            *(percent(one.newest), f"{one.newest_at:,}", f"{round(100 * one.drop, 1) + 0.0:+.1f}"),
         )
         for one in found[:_FEW_CLASSES]
     ]

@@ -69,7 +69,7 @@ def _unshown(found: Mapping[int, Samples], *, hidden: bool) -> list[str]:
     """Return what is said where not all experts have a picture."""
     samples = [one for several in found.values() for one in several]
     if not samples:
-        return ["Samples are not shown: the replay memory keeps none."]
+        return ["Samples are not shown: none were found in the replay memory."]
     if not any(one.get("png") for one in samples):
         return ["Samples are not shown: they are no images."]
     return [f"Samples are shown of the newest {MOST_EXPERTS} experts."] if hidden else []

@@ -82,10 +82,12 @@ def origins(gathered: Gathered, life: Life) -> str:
     title = f"What caused each of {counted(model['expansions'], 'expansion')}"
     if not model["expansions"]:
         title = "No expansion yet: the experts are those of the beginning"
-    if any(gathered.replay.values()):
+    shown = list(map(note, gathered.missing))
+    if any(one.get("png") for several in gathered.replay.values() for one in several):
         head.append("kept samples that it answers")
         for row, one in zip(rows, model["experts"], strict=True):
             row.append(_pictures(gathered.replay.get(one["id"], [])))
+        shown.insert(0, note(_KEPT))
     said = (
         "One row for each expert that is still there. The first is there from the beginning, so "
         "nothing caused it. Novelty and threshold are those of the moment of birth."
@@ -93,7 +95,7 @@ def origins(gathered: Gathered, life: Life) -> str:
     refused = sum(model["expansions_refused"].values())
     if refused:
         said += f" The model asked {counted(refused, 'more time')} for an expert and was refused."
-    return section(title, table(head, rows), note(said), *map(note, gathered.missing))
+    return section(title, table(head, rows), note(said), *shown)
 
 
 def happenings(events: Sequence[Event] | None) -> str:
@@ -107,8 +109,8 @@ def happenings(events: Sequence[Event] | None) -> str:
         if found[kind]
     ]
     if not rows:
-        said = "No drift, rollback or stop is known, and no batch was set aside."
-        return section("Nothing went wrong", note(said + _AS_FAR))
+        said = "There was no drift, rollback or stop, and no batch was set aside."
+        return section("Nothing is known to have gone wrong", note(said + _AS_FAR))
     times = counted(sum(map(len, found.values())), "event")
     title = f"What else happened: {times} that people who run this should know"
     return section(title, table(("what", "times", "first", "newest"), rows), note(_AS_FAR))
@@ -141,6 +143,10 @@ _CAUSES = {
     "errors": "more errors than before",
     "asked": "asked for, after a drift",
 }
+_KEPT = (
+    "The pictures are some of the samples that the model has kept to learn from again, each beside "
+    "the expert that answers it now; - where there is none."
+)
 _MOST_CLASSES = 12
 """Named for one expert."""
 

@@ -16,7 +16,7 @@ _STYLE = """
 --c:#b9a2f2;--m:#6f6544}}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);
-max-width:48rem;margin:2rem auto;padding:0 1rem}
+max-width:52rem;margin:2rem auto;padding:0 1rem}
 h2{font-size:1.15rem;margin:2.2rem 0 .5rem;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:.9rem}.wide{overflow-x:auto}
 th,td{text-align:left;padding:.25rem .6rem .25rem 0;vertical-align:top;
@@ -103,7 +103,7 @@ def _costs(gathered: Gathered, life: Life) -> str:
         said += "Sample-gradients: a sample once forward through a network is 1, once back 2. "
     seconds = max(model["published_at"], life.at[-1]) - life.at[0] if life.at else 0
     if seconds > 0:
-        title += f", {span(seconds)}"
+        title += f", {span(seconds)}" if seconds >= 1 else ""
         rows += [
             ("seconds in which the samples arrived", f"{life.at[-1] - life.at[0]:,.1f}"),
             ("seconds until the model had learned them", f"{seconds:,.1f}"),
