@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from service import logs
-from service.api import keyring
+from service.api import keyring, streams
 from service.api.access import SCOPE_OF
 from service.api.auth import Authentication
 from service.api.keyring import Keyring
@@ -60,7 +60,7 @@ def path_of(template: str) -> str:
     """Return a path whose answer comes to an end."""
     filled = template.replace("/events", "/events?after=x")
     filled = filled.replace("{batch_id}", "0" * 32).replace("{seq}", "1").replace("{expert}", "3")
-    return filled.replace("{stream}", "default")
+    return filled.replace("{stream}", "default").replace("{name}", "page.js")
 
 
 @pytest.fixture
@@ -79,6 +79,12 @@ async def closed(settings: MakeSettings, state_dir: Path) -> AsyncIterator[httpx
 def _look_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notice a new key with the next request, not after half a second."""
     monkeypatch.setattr(keyring, "LOOK_S", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_seats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse whoever GET /live lets in: its answer has no end."""
+    monkeypatch.setattr(streams, "MOST_LISTENERS", 0)
 
 
 # Who gets in
