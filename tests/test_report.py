@@ -3,6 +3,7 @@
 import base64
 import time
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,15 @@ from service.report.page import page
 from service.report.picture import TALLEST, WIDTH, draw
 from service.settings import Settings
 from service.store.keys import create_key
+from tests.browser import browser as opened_browser
 
 HOSTILE = "</title></style><img src=x onerror=alert(1)>"
+AXE = (Path(__file__).parent / "vendor/axe.min.js").read_text(encoding="utf-8")
+SERIOUS = """
+    return axe.run().then((found) => found.violations
+        .filter((one) => ["serious", "critical"].includes(one.impact))
+        .map((one) => `${one.id}: ${one.nodes[0].html}`));
+"""
 X = np.stack([np.zeros((8, 8), np.uint8), np.full((8, 8), 200, np.uint8)] * 10)
 PNG = base64.b64encode(b"\x89PNG").decode()
 
@@ -422,6 +430,30 @@ def test_a_real_browser_draws_the_whole_page(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out.png") as image:
         assert image.width == WIDTH
         assert 2000 < image.height < TALLEST
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(120)
+def test_everybody_can_read_it_and_no_name_runs(tmp_path: Path) -> None:
+    out, names = tmp_path / "out.html", (HOSTILE, "plain")
+    sample = {"label": HOSTILE, "png": PNG}
+    told = Gathered(
+        model=model(classes=names),
+        timeline=timeline(LIFE, classes=names),
+        replay={0: [sample] * EACH, 1: [sample]},
+    )
+    out.write_text(page(told, stream=HOSTILE), encoding="utf-8")
+
+    with opened_browser() as window:
+        for dark, width in product((False, True), (1280, 500)):
+            window.media(dark=dark)
+            window.width(width)
+            window.open(out.as_uri())
+            window.run(AXE)
+
+            assert window.run(SERIOUS) == [], (dark, width)
+            assert window.run("return document.documentElement.scrollWidth <= innerWidth"), width
+            assert window.run("return document.querySelector('img[src=x], script')") is None
 
 
 @pytest.mark.usefixtures("learning")

@@ -24,9 +24,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     titles = [f'<th scope="col">{escape(one)}</th>' for one in head]
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     inside = f"<thead><tr>{''.join(titles)}</tr></thead><tbody>{body}</tbody></table>"
-    if len(titles) > _FEW_COLUMNS:
-        return f'<div class="wide" tabindex="0"><table class="broad">{inside}</div>'
-    return f'<div class="wide"><table>{inside}</div>'
+    broad = ' class="broad"' if len(titles) > _FEW_COLUMNS else ""
+    return f'<div class="wide" tabindex="0"><table{broad}>{inside}</div>'
 
 
 def _cell(value: object) -> str:
