@@ -248,7 +248,7 @@ class Settings(BaseSettings):
         own = self.model_dump(exclude={*OF_A_STREAM, "state_dir", "redis_url", "stream"})
         fixed = {"stream": name, "state_dir": state_dir, "redis_url": redis_url}
         fields = {one: type(self).model_fields[one].default for one in OF_A_STREAM}
-        fields["replay_bytes"] = STREAM_REPLAY_BYTES
+        fields |= {} if options.get("preset") == "paper" else {"replay_bytes": STREAM_REPLAY_BYTES}
         return self._made(own | fields | dict(options) | fixed, "")
 
     @classmethod

@@ -70,6 +70,12 @@ async def test_a_stream_is_declared_once_and_the_same_again(api: httpx.AsyncClie
     assert_problem(other, 409, "stream_exists")
 
 
+async def test_a_stream_of_the_other_preset_is_declared_by_its_name(api: httpx.AsyncClient) -> None:
+    declared = await api.post("/streams", json={"name": "old", "preset": "paper"})
+
+    assert (declared.status_code, declared.json()["preset"]) == (201, "paper")
+
+
 async def test_all_streams_are_listed_the_default_one_first(api: httpx.AsyncClient) -> None:
     await api.post("/streams", json=WINDOWS)
 

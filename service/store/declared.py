@@ -126,11 +126,11 @@ class Registry:
         """Check that the replay buffers of all streams leave Redis room for their logs."""
         most = int((await self._redis.info("memory"))["maxmemory"] * REPLAY_SHARE)
         others = [
-            settings_of(self._settings, name.decode(), json.loads(record)).replay_bytes
+            _replay_bytes(settings_of(self._settings, name.decode(), json.loads(record)))
             for name, record in known.items()
             if name.decode() != made.stream
         ]
-        together = self._settings.replay_bytes + sum(others) + made.replay_bytes
+        together = _replay_bytes(self._settings) + sum(others) + _replay_bytes(made)
         if most and together > most:
             raise SettingsError(
                 f"replay_bytes: expected at most {most} for all streams together, "
@@ -155,3 +155,8 @@ class Registry:
     async def close(self) -> None:
         """Close every connection."""
         await self._redis.aclose()
+
+
+def _replay_bytes(settings: Settings) -> int:
+    """Return what a stream's replay buffer may take; preset `paper` bounds it by samples alone."""
+    return settings.replay_bytes if settings.preset == "default" else 0
