@@ -134,7 +134,7 @@ def _script(directory: Path, data: DemoData) -> Path:
     bodies = [json.dumps({"x": image[np.newaxis].tolist()}) for image in images]
     path = directory / "post.lua"
     path.write_text(
-        f"local bodies = {{{','.join(f'[[{body}]]' for body in bodies)}}}\n"
+        f"local bodies = {{{','.join(f'[=[{body}]=]' for body in bodies)}}}\n"
         "local turn = 0\n"
         'wrk.method = "POST"\n'
         'wrk.headers["Content-Type"] = "application/json"\n'
