@@ -12,12 +12,10 @@ from service.store.server import bundled_binary
 from tests.chaos.crash_loop import OBSERVE_AGAIN_S, PREDICT_AGAIN_S, Plan, crash_loop
 from tests.chaos.parts import TOY_WORKER
 from tests.chaos.report import show
+from tests.patience import BUSY
 from tests.system_packages import require
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
-
-BUSY = 3
-"""How much slower than promised a machine may be that does other things, too."""
 
 
 @pytest.fixture(params=["embedded", "debian"])

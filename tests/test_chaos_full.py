@@ -15,13 +15,13 @@ from tests.chaos.load import load
 from tests.chaos.parts import chaos_settings, counts
 from tests.chaos.report import say
 from tests.chaos.workload import Workload
+from tests.patience import BUSY
 from tests.system_packages import require
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
 
 DISK_AGAIN_S, MEMORY_AGAIN_S = 15.0, 10.0
 """Promised times from room to a 202."""
-BUSY = 3
 MakeDisk = Callable[[str, int], Path]
 
 

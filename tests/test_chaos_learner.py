@@ -16,10 +16,10 @@ from tests.chaos.report import say, show
 from tests.chaos.workload import Workload
 from tests.conftest import MakeSettings
 from tests.log_entries import SCHEMA, append_all, batches, digest
+from tests.patience import BUSY
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 
-BUSY = 3
 LEARNER: dict[str, Any] = {
     "capacity": 500,
     "budget": 8,

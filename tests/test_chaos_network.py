@@ -11,13 +11,13 @@ from tests.chaos.parts import chaos_settings
 from tests.chaos.proxy import Mode, Proxy
 from tests.chaos.report import say
 from tests.chaos.workload import Workload
+from tests.patience import BUSY
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
 WORKLOAD = Workload()
 ANSWERED_S, AGAIN_S = 3.0, 5.0
 """Promised: an answer within, and a 202 after healing within."""
-BUSY = 3
 
 
 @contextmanager

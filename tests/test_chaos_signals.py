@@ -14,12 +14,12 @@ from tests.chaos.load import load
 from tests.chaos.parts import Part, chaos_settings, counts, newest_checkpoint
 from tests.chaos.report import say
 from tests.chaos.workload import Workload
+from tests.patience import BUSY
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
 
 STOPPED_S, REFUSED_S = 10.0, 2.0
 """Promised: the end after SIGTERM, and the exit of a second worker."""
-BUSY = 3
 STARTED = b'"started"'
 """What a worker logs once it listens to signals."""
 

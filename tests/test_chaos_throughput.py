@@ -7,10 +7,9 @@ import pytest
 from service.store.server import bundled_binary
 from tests.chaos.report import say
 from tests.chaos.throughput import FEWEST_PER_S, P99_MS, throughput
+from tests.patience import BUSY
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
-
-BUSY = 3
 
 
 def test_sixty_batches_of_196_kb_a_second_are_acknowledged(tmp_path: Path) -> None:

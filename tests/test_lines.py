@@ -24,6 +24,8 @@ from tests.listening import listening
 from tests.served import DOCUMENT, assert_problem, logged, running_api, stored
 
 BATCH = json.dumps(DOCUMENT).encode()
+SILENCE_S = 5.0
+"""Longer than any line may take here."""
 BAD = b'{"x": [[1, 2]], "dtype": "uint8"}'
 KEY = "0123456789abcdef"
 
@@ -263,7 +265,7 @@ async def test_the_keys_of_lines_are_the_bodys_with_their_number() -> None:
 @pytest.mark.parametrize(
     "chunks",
     [
-        pytest.param([b"a\n", 5.0], id="silence"),
+        pytest.param([b"a\n", SILENCE_S], id="silence"),
         pytest.param([b"a\nb", *[0.05, b"b"] * 8], id="a byte now and then"),
         pytest.param([b"a\n", *[0.05, b" "] * 8], id="blanks now and then"),
     ],
@@ -277,27 +279,29 @@ async def test_a_line_that_does_not_come_in_time_ends_the_stream(
 
     assert [(one["line"], one.get("code")) for one in answers] == [(1, None), (2, "too_slow")]
     assert answers[1]["status"] == 408
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < SILENCE_S
 
 
 async def test_slow_lines_are_taken_as_long_as_each_comes_in_time() -> None:
-    assert len(await answered([0.12, b"a\n", 0.12, b"b\n", 0.12, b"c\n"])) == 3
+    pieces: list[bytes | float] = [0.6, b"a\n", 0.6, b"b\n"]
+
+    assert len(await answered(pieces, line_s=1.0)) == 2
 
 
 async def test_a_stream_has_its_time_in_all() -> None:
-    often: list[bytes | float] = [0.05, b"b\n"] * 20
+    often: list[bytes | float] = [0.05, b"b\n"] * 60
 
-    answers = await answered([b"a\n", *often], stream_s=0.3)
+    answers = await answered([b"a\n", *often], stream_s=1.0)
 
     assert answers[-1]["code"] == "too_slow"
-    assert 2 < len(answers) < 10
+    assert 2 < len(answers) < 40
 
 
 async def test_a_client_that_reads_no_answer_is_left() -> None:
     waits = iter([0.0, 0.0])
 
     answers = await answered(
-        [b"a\nb\nc\n"], read=lambda: asyncio.sleep(next(waits, 60)), line_s=0.1
+        [b"a\nb\nc\n"], read=lambda: asyncio.sleep(next(waits, 60)), line_s=0.5
     )
 
     assert [one["took"] for one in answers] == ["a"]

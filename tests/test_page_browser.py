@@ -26,6 +26,7 @@ from service.timeline import Timeline
 from tests.browser import Browser, browser
 from tests.conftest import MakeSettings
 from tests.listening import listening
+from tests.patience import BUSY
 from tests.served import load_pixel_engines, publish
 from tests.test_page import until_answers
 from tests.test_timeline import lived
@@ -148,11 +149,11 @@ def test_growth_is_seen_as_it_happens_and_survives_a_restart(
         listener.start()
         window.until("document.querySelectorAll('#experts tr').length > 1", limit_s=90)
         seen_at = time.monotonic()
-        listener.join(10)
+        listener.join(60)
         window.until("document.querySelector('#news').textContent.includes('was born')")
         window.until("/[1-9] birth/.test(document.querySelector('#novelty').ariaLabel)")
         print(f"seen {seen_at - told_at[0]:+.2f} s after it was told")  # noqa: T201  for who reads -s
-        assert seen_at - told_at[0] < SOON_S
+        assert seen_at - told_at[0] < BUSY * SOON_S
         assert window.complaints() == []
         experts = int(window.run("return document.querySelectorAll('#experts tr').length"))
         samples = window.run("return document.querySelector('#growth').ariaLabel")
