@@ -6,17 +6,16 @@ Two parts of the cost, each as a share of the time of a step:
   kept     the time line, which is drawn whether or not somebody looks: the learner by itself
            learns the samples, and after each step the time line takes it in; every tenth time it
            is dumped, as for a checkpoint
-  watched  `levit serve` learns what one client sends; by turns nobody looks, and some pages do:
-           each listens to /live and /events, and asks for /timeline and /experts at every new
-           model. The worker's own histogram tells how long its steps took. Quoted is the median
-           over the turns of the ratio to the turn before it.
+  watched  fresh services learn the same samples, by turns with nobody looking on and with some
+           pages: each listens to /live and /events, and asks for /timeline and /experts at every
+           new model. The steps are the same, so what the worker's own histogram tells of them is
+           compared; quoted is the median over the turns of the ratio of the two.
 """
 
 import argparse
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ from rich.console import Console
 from rich.progress import track
 
 from bench import command
-from bench.latency import observe_forever
 from service.client import Client
 from service.demo.data import DemoData
 from service.demo.process import free_port, running_service
@@ -39,6 +37,8 @@ from service.timeline import Timeline
 
 _DUMPED = 10
 """Steps between two dumps of the time line."""
+LEARN_S = 900
+"""Longest wait until the samples are learned."""
 _PAGES = """
 import json, sys, threading
 import httpx
@@ -108,24 +108,27 @@ def kept(data: DemoData) -> tuple[float, float]:
 
 def watched(data: DemoData, options: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Return the seconds of a step in the turns without pages, and in those with them."""
-    port, stop = free_port(0), threading.Event()
     without: list[float] = []
     with_pages: list[float] = []
-    with running_service({"worker_metrics_port": port}) as address:
-        sender = threading.Thread(target=observe_forever, args=(address, data, stop))
-        sender.start()
-        try:
-            with Client(address, retry_s=120) as client:
-                client.predict(data.x_test[:1])
-            time.sleep(options.seconds)
-            for _ in track(range(options.turns), description="watched"):
-                without.append(_step_s(port, options.seconds))
-                with _pages(address, options.pages):
-                    with_pages.append(_step_s(port, options.seconds))
-        finally:
-            stop.set()
-            sender.join()
+    for turn in track(range(options.turns), description="watched"):
+        sides = [(without, 0), (with_pages, options.pages)]
+        for found, pages in sides if turn % 2 else reversed(sides):  # neither is always first
+            found.append(_served_step_s(data, pages))
     return without, with_pages
+
+
+def _served_step_s(data: DemoData, pages: int) -> float:
+    """Return the mean time of a step of a fresh service that learns all samples."""
+    port = free_port(0)
+    with (
+        running_service({"worker_metrics_port": port}) as address,
+        _pages(address, pages),
+        Client(address, retry_s=120) as client,
+    ):
+        sent = client.observe_all(data.x_train, data.y_train, batch_size=data.batch_size)
+        client.wait_until_learned(sent.receipt, timeout_s=LEARN_S)
+        seconds, steps = _steps(port)
+        return seconds / steps
 
 
 @contextmanager
@@ -138,16 +141,6 @@ def _pages(address: str, count: int) -> Iterator[None]:
             yield
         finally:
             process.kill()
-
-
-def _step_s(port: int, seconds: float) -> float:
-    """Return the mean time of the worker's steps over a while."""
-    began_s, began = _steps(port)
-    time.sleep(seconds)
-    ended_s, ended = _steps(port)
-    if ended == began:
-        raise command.NotMeasured(f"nothing was learned within {seconds} s")
-    return (ended_s - began_s) / (ended - began)
 
 
 def _steps(port: int) -> tuple[float, float]:
@@ -182,11 +175,10 @@ def measure(options: argparse.Namespace) -> Result:
 def main() -> None:
     """Measure and print; with --json also write the numbers."""
     options = command.parser(__doc__)
-    options.add_argument("--samples", type=int, default=3000, help="samples that are learned")
+    options.add_argument("--samples", type=int, default=1000, help="samples that are learned")
     options.add_argument("--batch", type=int, default=10, help="samples of a step")
     options.add_argument("--pages", type=int, default=3, help="pages that look on")
-    options.add_argument("--turns", type=int, default=8, help="turns without and with pages")
-    options.add_argument("--seconds", type=float, default=8, help="of a turn")
+    options.add_argument("--turns", type=int, default=5, help="turns without and with pages")
     chosen = options.parse_args()
     found = measure(chosen)
     console = Console()
@@ -194,7 +186,7 @@ def main() -> None:
         f"a step of {found.batch} samples: {found.step_ms:.1f} ms; the time line: {found.kept:.2%}"
     )
     console.print(
-        f"{found.pages} pages look on: {found.watched:+.2%} of a step (quartiles "
+        f"looked on by {found.pages}: {found.watched:+.2%} of a step (quartiles "
         f"{found.watched_low:+.2%} and {found.watched_high:+.2%} of {found.turns} turns)"
     )
     command.write_numbers(chosen, asdict(found))
