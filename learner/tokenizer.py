@@ -199,9 +199,17 @@ def _responses(x_BCHW: Tensor, kernel: Tensor, offset_K: Tensor) -> Tensor:
     box = torch.full_like(kernel[:1], 1 / kernel[0].numel())
     mean = F.conv2d(x_BCHW, box, stride=stride)
     variance = (F.conv2d(x_BCHW.square(), box, stride=stride) - mean.square()).clamp_min_(0)
-    raw = F.conv2d(x_BCHW.contiguous(memory_format=torch.channels_last), kernel, stride=stride)
+    raw = F.conv2d(_channels_last(x_BCHW), kernel, stride=stride)
     contrast = _contrast(series=kernel.shape[3] == 1)
     return raw.mul_((variance + contrast).rsqrt_()).sub_(offset_K[:, None, None])
+
+
+def _channels_last(x_BCHW: Tensor) -> Tensor:
+    """Return a copy whose channels lie beside each other, which a convolution's answers then do.
+
+    Pooling over such answers is several times as fast. `contiguous` leaves one channel as it is.
+    """
+    return torch.empty_like(x_BCHW, memory_format=torch.channels_last).copy_(x_BCHW)
 
 
 def _contrast(*, series: bool) -> float:
@@ -209,8 +217,9 @@ def _contrast(*, series: bool) -> float:
 
 
 def _two_sided(r_BKHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return relu(r - a) and relu(-r - a)."""
-    return (r_BKHW - THRESHOLD).relu_(), (-THRESHOLD - r_BKHW).relu_()
+    """Return relu(r - a) and relu(-r - a); the first takes the place of r."""
+    other = (-THRESHOLD - r_BKHW).relu_()
+    return r_BKHW.sub_(THRESHOLD).relu_(), other
 
 
 def pooled(halves: tuple[Tensor, ...], grid: tuple[int, int]) -> Tensor:
