@@ -14,7 +14,7 @@ tokens, R renditions of a sample (2 where mirrored, else 1), E width of a token,
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
 import torch
@@ -156,9 +156,7 @@ def fitted(x: Tensor, most_features: int, generator: Generator) -> Tokenizer:
     )
     cells = torch.cat([half.cells(x_1CHW) for x_1CHW in x_BCHW.split(1)])
     mean, axes = _principal_axes(cells)
-    return Tokenizer(
-        kernel, offset_K, mean_C, scale_C, mean, axes, mirror=half.mirror, grid=half.grid
-    )
+    return replace(half, token_mean=mean, token_axes=axes)
 
 
 def _patch_side(steps: int, channels: int) -> int:
@@ -199,17 +197,11 @@ def _responses(x_BCHW: Tensor, kernel: Tensor, offset_K: Tensor) -> Tensor:
     box = torch.full_like(kernel[:1], 1 / kernel[0].numel())
     mean = F.conv2d(x_BCHW, box, stride=stride)
     variance = (F.conv2d(x_BCHW.square(), box, stride=stride) - mean.square()).clamp_min_(0)
-    raw = F.conv2d(_channels_last(x_BCHW), kernel, stride=stride)
+    # Answers with filters last pool several times as fast; `contiguous` keeps one channel as it is.
+    last = torch.empty_like(x_BCHW, memory_format=torch.channels_last).copy_(x_BCHW)
+    raw = F.conv2d(last, kernel, stride=stride)
     contrast = _contrast(series=kernel.shape[3] == 1)
     return raw.mul_((variance + contrast).rsqrt_()).sub_(offset_K[:, None, None])
-
-
-def _channels_last(x_BCHW: Tensor) -> Tensor:
-    """Return a copy whose channels lie beside each other, which a convolution's answers then do.
-
-    Pooling over such answers is several times as fast. `contiguous` leaves one channel as it is.
-    """
-    return torch.empty_like(x_BCHW, memory_format=torch.channels_last).copy_(x_BCHW)
 
 
 def _contrast(*, series: bool) -> float:
@@ -217,9 +209,8 @@ def _contrast(*, series: bool) -> float:
 
 
 def _two_sided(r_BKHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return relu(r - a) and relu(-r - a); the first takes the place of r."""
-    other = (-THRESHOLD - r_BKHW).relu_()
-    return r_BKHW.sub_(THRESHOLD).relu_(), other
+    """Return relu(r - a) and relu(-r - a), which takes the place of r."""
+    return (r_BKHW - THRESHOLD).relu_(), r_BKHW.add_(THRESHOLD).neg_().relu_()
 
 
 def pooled(halves: tuple[Tensor, ...], grid: tuple[int, int]) -> Tensor:
