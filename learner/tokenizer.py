@@ -117,7 +117,7 @@ class Tokenizer:
 
     def responses(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far each patch exceeds the threshold on either side, [B, K, H', W'] each."""
-        return _two_sided(_responses(x_BCHW, self.kernel, self.offset_K))
+        return _two_sided(x_BCHW, self.kernel, self.offset_K)
 
     def cells(self, x_1CHW: Tensor) -> Tensor:
         """Return the raw values of a sample's tokens, before the principal axes, [N, 2K]."""
@@ -191,26 +191,23 @@ def _extent(side: int, patch: int) -> int:
     return (side - patch) // _stride(side) + 1
 
 
-def _responses(x_BCHW: Tensor, kernel: Tensor, offset_K: Tensor) -> Tensor:
-    """Return how each patch answers to each filter, [B, K, H', W']."""
+def _two_sided(x_BCHW: Tensor, kernel: Tensor, offset_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Return relu(r - a) and relu(-r - a) of how each patch answers to each filter."""
     stride = (_stride(x_BCHW.shape[2]), _stride(x_BCHW.shape[3]))
-    box = torch.full_like(kernel[:1], 1 / kernel[0].numel())
-    mean = F.conv2d(x_BCHW, box, stride=stride)
-    variance = (F.conv2d(x_BCHW.square(), box, stride=stride) - mean.square()).clamp_min_(0)
+    moments = torch.cat([y.mean(1, keepdim=True) for y in (x_BCHW, x_BCHW.square())], 1)
+    mean, square = F.avg_pool2d(moments, tuple(kernel.shape[2:]), stride).split(1, 1)
+    variance = (square - mean.square()).clamp_min_(0)
+    gain = (variance + _contrast(series=kernel.shape[3] == 1)).rsqrt_()
     # Answers with filters last pool several times as fast; `contiguous` keeps one channel as it is.
     last = torch.empty_like(x_BCHW, memory_format=torch.channels_last).copy_(x_BCHW)
     raw = F.conv2d(last, kernel, stride=stride)
-    contrast = _contrast(series=kernel.shape[3] == 1)
-    return raw.mul_((variance + contrast).rsqrt_()).sub_(offset_K[:, None, None])
+    offset = offset_K[:, None, None]
+    above = torch.addcmul(-offset - THRESHOLD, raw, gain).relu_()
+    return above, torch.addcmul(offset - THRESHOLD, raw, gain, value=-1, out=raw).relu_()
 
 
 def _contrast(*, series: bool) -> float:
     return _SERIES_CONTRAST if series else _CONTRAST
-
-
-def _two_sided(r_BKHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return relu(r - a) and relu(-r - a), which takes the place of r."""
-    return (r_BKHW - THRESHOLD).relu_(), r_BKHW.add_(THRESHOLD).neg_().relu_()
 
 
 def pooled(halves: tuple[Tensor, ...], grid: tuple[int, int]) -> Tensor:
@@ -283,7 +280,7 @@ def _handed(x_BCHW: Tensor, kernel: Tensor, offset_K: Tensor) -> bool:
     few = kernel[:64], offset_K[:64]
 
     def quarters(x: Tensor) -> Tensor:
-        return pooled(_two_sided(_responses(x, *few)), (2, 2)).flatten(1)
+        return pooled(_two_sided(x, *few), (2, 2)).flatten(1)
 
     odd = torch.cat([quarters(x) - quarters(x.flip(3)) for x in x_BCHW.split(1)])
     first, second = odd[::2], odd[1::2]
