@@ -88,14 +88,11 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
         redirect_slashes=False,
     )
     app.keys_optional = settings.insecure
-    app.include_router(watch_routes())
-    app.include_router(page_routes())
-    app.include_router(stream_routes(streams))
-    app.include_router(oip_routes(streams, codec))
+    # A request is compared with one route after the other: first come those of every batch.
     for router in (
+        predict_routes(streams.of, codec),
         learn_routes(streams.of, codec),
         label_routes(streams.of, codec),
-        predict_routes(streams.of, codec),
         quarantine_routes(streams.of),
         checkpoint_routes(streams.of),
         event_routes(streams.of),
@@ -105,6 +102,13 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     ):
         app.include_router(router)
         app.include_router(router, prefix=STREAM_PREFIX, dependencies=[Depends(named_stream)])
+    for router in (
+        oip_routes(streams, codec),
+        stream_routes(streams),
+        watch_routes(),
+        page_routes(),
+    ):
+        app.include_router(router)
     app.add_middleware(Authentication, keyring, metrics.refusals)
     app.state.end_waiting = streams.end_waiting
     _finish(app, settings, probes=probe_routes(streams, keyring, metrics, registry))
