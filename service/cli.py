@@ -101,9 +101,11 @@ def api(
 ) -> None:
     """Run one API process: accepts observations, answers predictions."""
     from service.api.app import serve
+    from service.engine.remote import InferenceProcess
 
     settings = Settings.read(state_dir=state_dir, insecure=insecure or None, host=host, port=port)
-    serve(settings, lambda: load_engines(settings.api_threads))
+    with InferenceProcess(threads=settings.api_threads) as inference:
+        serve(settings, inference.start)
 
 
 @app.command()

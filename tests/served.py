@@ -42,6 +42,8 @@ UNANSWERED = 255
 class PixelPredictor:
     """Answers with the class that the first pixel of a sample names, modulo the classes."""
 
+    lost = False
+
     def __init__(self, classes: list[Label]) -> None:
         self.classes = classes
         self.schema = SCHEMA

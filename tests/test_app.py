@@ -24,9 +24,12 @@ from service.store.link import connect
 from tests.served import (
     DOCUMENT,
     PIXELS,
+    PixelPredictor,
     assert_problem,
     load_pixel_engines,
+    publish,
     running_api,
+    until_served,
 )
 
 CANARY = "canary-5d1f"
@@ -183,6 +186,20 @@ async def test_with_redis_the_service_is_ready(api: httpx.AsyncClient) -> None:
     answer = await api.get("/readyz")
 
     assert (answer.status_code, answer.json()) == (200, {"status": "ready", "problems": []})
+
+
+async def test_a_model_whose_process_ended_makes_the_service_not_ready(
+    api: httpx.AsyncClient, api_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(api_settings.state_dir, classes=[1, 2])
+    await until_served(api)
+    assert (await api.get("/readyz")).status_code == 200
+
+    monkeypatch.setattr(PixelPredictor, "lost", True)
+
+    answer = await api.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["problems"] == ["the model's process has ended and is started again"]
 
 
 async def test_a_weaker_redis_makes_the_service_not_ready(

@@ -263,6 +263,7 @@ class ToyPredictor:
     classes: Sequence[Label]
     means_KD: Array
     expert: int
+    lost = False
 
     @classmethod
     def of(cls, state: EngineState) -> "ToyPredictor":

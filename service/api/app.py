@@ -2,8 +2,9 @@
 
 event loop            routes, the codec's small bodies, Redis
 thread `decode` x 2   big bodies
-thread `inference`    every forward pass
-thread `follow`       imports the learner, loads published snapshots
+thread `inference`    waits for every forward pass
+thread `follow`       loads published snapshots, sends them to where they answer
+inference process     the learner's libraries, every forward pass: `service.engine.remote`
 """
 
 import signal
@@ -25,6 +26,7 @@ from service.api.documents import DocumentedApp
 from service.api.hosts import OnlyHosts, known_hosts
 from service.api.keyring import Keyring
 from service.api.listeners import server_of
+from service.api.predictor import Predictors
 from service.api.routes_checkpoints import checkpoint_routes
 from service.api.routes_events import event_routes
 from service.api.routes_labels import label_routes
@@ -39,7 +41,6 @@ from service.api.routes_streams import stream_routes
 from service.api.routes_timeline import timeline_routes
 from service.api.routes_watch import probe_routes, watch_routes
 from service.api.streams import Streams, named_stream
-from service.engine.protocol import Engines
 from service.exposure import check_exposure
 from service.learned import LearningCollector
 from service.metrics import ApiMetrics
@@ -47,7 +48,7 @@ from service.settings import Settings
 from service.store import directory
 
 
-def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastAPI:
+def create_app(settings: Settings, load_predictors: Callable[[], Predictors]) -> FastAPI:
     """Return the API; everything that runs begins and ends with its lifespan.
 
     `app.state.probes` is the app of the second listener; it lives by the first one's lifespan.
@@ -55,7 +56,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
 
     Args:
         settings: where Redis and the snapshots are, what requests may carry.
-        load_engines: returns the engines; called in a thread, as importing torch takes seconds.
+        load_predictors: returns what makes predictors; called in a thread.
 
     Raises:
         SettingsError: it would be open to strangers.
@@ -63,7 +64,7 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     check_exposure(settings)
     registry = CollectorRegistry()
     metrics = ApiMetrics(registry)
-    streams = Streams(settings, _once(load_engines), metrics)
+    streams = Streams(settings, _once(load_predictors), metrics)
     keyring = Keyring(settings.state_dir, insecure=settings.insecure)
     codec = Codec(settings)
     registry.register(
@@ -115,12 +116,12 @@ def create_app(settings: Settings, load_engines: Callable[[], Engines]) -> FastA
     return app
 
 
-def _once(load_engines: Callable[[], Engines]) -> Callable[[], Engines]:
-    """Return what loads the engines for whoever asks first and gives them to all."""
+def _once(load_predictors: Callable[[], Predictors]) -> Callable[[], Predictors]:
+    """Return what loads them for whoever asks first and gives them to all."""
     loading = threading.Lock()
-    loaded = cache(load_engines)
+    loaded = cache(load_predictors)
 
-    def load() -> Engines:
+    def load() -> Predictors:
         """Wait for whoever is loading them."""
         with loading:
             return loaded()
@@ -128,7 +129,7 @@ def _once(load_engines: Callable[[], Engines]) -> Callable[[], Engines]:
     return load
 
 
-def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
+def serve(settings: Settings, load_predictors: Callable[[], Predictors]) -> None:
     """Serve the API until SIGTERM or SIGINT.
 
     Raises:
@@ -139,7 +140,7 @@ def serve(settings: Settings, load_engines: Callable[[], Engines]) -> None:
     directory.sign_with(settings.state_hmac_key_file)
     # uvicorn stops in order and then raises the signal once more, which would be the exit code.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    app = create_app(settings, load_engines)
+    app = create_app(settings, load_predictors)
     with suppress(KeyboardInterrupt):
         server_of(app, app.state.probes, settings, end_waiting=app.state.end_waiting).run()
 

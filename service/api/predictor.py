@@ -1,21 +1,21 @@
 """The served model: follows the published snapshots, swapped by one assignment.
 
-Everything slow, importing the learner's libraries and reading a snapshot, happens in a thread of
-its own; whoever answers reads `current` once and keeps what it got. A damaged snapshot is
-logged and never served: the one before goes on answering.
+Everything slow, making predictors and reading a snapshot, happens in a thread of its own; whoever
+answers reads `current` once and keeps what it got. A damaged snapshot is logged and never served:
+the one before goes on answering. A predictor that is lost is made again.
 Dimension key: B batch, K classes listed per sample.
 """
 
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from service.engine.protocol import Array, Engines, Label, Prediction, Predictor, Tensors
+from service.engine.protocol import Array, EngineState, Label, Prediction, Predictor, Tensors
 from service.errors import CorruptState, Unavailable
 from service.settings import Settings
 from service.store.snapshots import SnapshotInfo, SnapshotReader
@@ -93,18 +93,30 @@ class Served:
     """See `Timeline.dump`."""
 
 
+class Predictors(Protocol):
+    """How predictors come into being; one object, passed in at start."""
+
+    def predictor(self, state: EngineState) -> Predictor:
+        """Return a predictor; reads `frozen`, `served` and `values`, the rest may be empty.
+
+        Raises:
+            CorruptState: an array is missing or has another shape.
+            OSError: none can be made now.
+        """
+
+
 class Follower:
     """Keeps `current` at the newest published snapshot."""
 
-    def __init__(self, settings: Settings, load_engines: Callable[[], Engines]) -> None:
+    def __init__(self, settings: Settings, load_predictors: Callable[[], Predictors]) -> None:
         """Prepare; `start` begins to follow.
 
         Args:
             settings: where the snapshots are, how answers are cut.
-            load_engines: returns the engines; called in the thread, as it may take seconds.
+            load_predictors: returns what makes predictors; called in the thread.
         """
         self._settings = settings
-        self._load_engines = load_engines
+        self._load_predictors = load_predictors
         self._reader = SnapshotReader(settings.state_dir)
         self._current: Served | None = None
         self._refused_version: int | None = None  # damaged; not read again
@@ -151,21 +163,20 @@ class Follower:
         return Answer.of(served.predictor.predict(x), served.info, top_k=self._settings.top_k)
 
     def _follow(self) -> None:
-        engines = self._load_engines()
+        predictors = self._load_predictors()
         while not self._stopping.is_set():
-            self.follow_once(engines)
+            self.follow_once(predictors)
             self._stopping.wait(FOLLOW_INTERVAL_S)
 
-    def follow_once(self, engines: Engines) -> None:
-        """Serve the newest snapshot if it is another than the one served and not damaged."""
+    def follow_once(self, predictors: Predictors) -> None:
+        """Serve the newest snapshot, if it is not damaged and not what answers already."""
         version: int | None = None
         try:
             version = self._reader.newest_version()
-            served = None if self._current is None else self._current.info.version
-            if version is None or version in (served, self._refused_version):
+            if version is None or version in (self._alive_version(), self._refused_version):
                 return
             loaded = self._reader.load(version)
-            self._current = Served(loaded.info, engines.predictor(loaded.state), loaded.timeline)
+            self._current = Served(loaded.info, predictors.predictor(loaded.state), loaded.timeline)
             if (on_swap := self.on_swap) is not None:
                 on_swap()
         except (CorruptState, OSError) as error:
@@ -174,6 +185,11 @@ class Follower:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 _log.error("snapshot_refused", version=version, error=self._complaint)
+
+    def _alive_version(self) -> int | None:
+        """Return the version that answers, None where none does."""
+        served = self._current
+        return None if served is None or served.predictor.lost else served.info.version
 
 
 def not_ready() -> Unavailable:

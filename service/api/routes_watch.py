@@ -88,6 +88,8 @@ async def _problems(streams: Streams, keyring: Keyring) -> list[str]:
 
 async def _problems_of(stream: StreamServices) -> list[str]:
     found = [] if stream.follower.alive else ["newer models are not noticed any more"]
+    if (served := stream.follower.current) is not None and served.predictor.lost:
+        found.append("the model's process has ended and is started again")
     try:
         found += await stream.appender.problems()
     except Unavailable as error:

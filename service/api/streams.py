@@ -18,10 +18,9 @@ from service.api.batcher import Batcher
 from service.api.explainer import Explainer
 from service.api.freshness import Freshness
 from service.api.intake import Intake
-from service.api.predictor import Follower
+from service.api.predictor import Follower, Predictors
 from service.api.pulse import Pulse
 from service.api.seats import Seats
-from service.engine.protocol import Engines
 from service.errors import NotFound, Unavailable
 from service.metrics import ApiMetrics
 from service.settings import STREAM_NAME, Settings
@@ -56,13 +55,13 @@ class StreamServices:
     """Everything that serves one stream."""
 
     def __init__(
-        self, settings: Settings, load_engines: Callable[[], Engines], metrics: ApiMetrics
+        self, settings: Settings, load_predictors: Callable[[], Predictors], metrics: ApiMetrics
     ) -> None:
         """Prepare; `start` begins to follow and to answer.
 
         Args:
             settings: of the stream.
-            load_engines: returns the engines; called in a thread, as it may take seconds.
+            load_predictors: returns what makes predictors; called in a thread.
             metrics: of the process.
         """
         url, names = server_url(settings), Names(settings.stream)
@@ -77,7 +76,7 @@ class StreamServices:
         )
         self.quarantine = Quarantine(url, names)
         self.desk = CommandDesk(url, names)
-        self.follower = Follower(settings, load_engines)
+        self.follower = Follower(settings, load_predictors)
         self.freshness = Freshness(self.follower)
         self.audience = Audience(Feed(url, names))
         self.watchers = Seats(MOST_LISTENERS)
@@ -128,20 +127,20 @@ class Streams:
     """The streams by name; lives on one event loop."""
 
     def __init__(
-        self, settings: Settings, load_engines: Callable[[], Engines], metrics: ApiMetrics
+        self, settings: Settings, load_predictors: Callable[[], Predictors], metrics: ApiMetrics
     ) -> None:
         """Prepare the default stream; `start` begins with it and those that are known.
 
         Args:
             settings: of the process.
-            load_engines: returns the engines; called once in a thread.
+            load_predictors: returns what makes predictors; called once in a thread.
             metrics: of the process.
         """
         self._settings = settings
-        self._load_engines = load_engines
+        self._load_predictors = load_predictors
         self._metrics = metrics
         self._registry = Registry(settings)
-        self.default = StreamServices(settings, load_engines, metrics)
+        self.default = StreamServices(settings, load_predictors, metrics)
         self._by_name = {DEFAULT_STREAM: self.default}
         self._adding = asyncio.Lock()
 
@@ -212,7 +211,7 @@ class Streams:
         async with self._adding:
             known = self._by_name.get(settings.stream)
             if known is None:
-                known = StreamServices(settings, self._load_engines, self._metrics)
+                known = StreamServices(settings, self._load_predictors, self._metrics)
                 known.start()
                 self._by_name[settings.stream] = known
                 log.info("stream_added", stream=settings.stream)

@@ -189,6 +189,11 @@ class LevitPredictor:
         self._schema = schema
 
     @property
+    def lost(self) -> bool:
+        """Never: it lives in this process."""
+        return False
+
+    @property
     def schema(self) -> InputSchema:
         """What a sample is."""
         return self._schema

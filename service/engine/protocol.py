@@ -187,7 +187,6 @@ class Engine(Protocol):
         Raises:
             EntryRefused: the loss or a gradient was not finite; the state is unchanged.
         """
-        ...
 
     def label(
         self, origin: Origin, x: Array, labels: Labels, right: Sequence[bool | None]
@@ -208,7 +207,6 @@ class Engine(Protocol):
         Raises:
             EntryRefused: the loss or a gradient was not finite; the state is unchanged.
         """
-        ...
 
     def purge(self, writer: int, stored: Iterable[Stored]) -> Purged:
         """Take back what a writer has sent; after an exception the engine is no whole state.
@@ -217,23 +215,18 @@ class Engine(Protocol):
             writer: its number, as in `Origin`.
             stored: its labelled samples that are kept outside, as they were learned.
         """
-        ...
 
     def expand(self) -> bool:
         """Grow by one expert now; return whether it could."""
-        ...
 
     def recall(self, x: Array) -> "Prediction":
         """Return what it knows of the past, not of the present alone, of [B, *schema.shape]."""
-        ...
 
     def dump(self) -> EngineState:
         """Return the whole state; the arrays are views, valid until the next `observe`."""
-        ...
 
     def summary(self) -> Summary:
         """Return what can be watched."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,25 +247,24 @@ class Predictor(Protocol):
     """A learner that only answers; never changes, so any thread may use it."""
 
     @property
+    def lost(self) -> bool:
+        """Whether it can answer no more, so that another is to be made of the same state."""
+
+    @property
     def schema(self) -> InputSchema:
         """What a sample is; lets the API check a request while Redis is away."""
-        ...
 
     def predict(self, x: Array) -> Prediction:
         """Return the answers for samples [B, *schema.shape], uint8 or float32."""
-        ...
 
     def explain(self, x: Array) -> Explanation:
         """Return why the samples [B, *schema.shape] are answered as they are."""
-        ...
 
     def features(self, x: Array) -> NDArray[np.float32]:
         """Return what samples [B, *schema.shape] are to the learner, [B, D]: like ones are near."""
-        ...
 
     def draw(self, expert: int, n: int) -> Array:
         """Return n samples that an expert makes up, always the same, images uint8; or none."""
-        ...
 
 
 class Engines(Protocol):
@@ -284,7 +276,6 @@ class Engines(Protocol):
         Raises:
             SettingsError: a learner setting does not fit the schema.
         """
-        ...
 
     def restore(self, settings: Settings, state: EngineState, members: Members) -> Engine:
         """Return the engine that `dump` described, bit-equal to never having stopped.
@@ -293,8 +284,6 @@ class Engines(Protocol):
             SettingsError: a learner setting differs from the one the state was made with.
             CorruptState: an array is missing or has another shape.
         """
-        ...
 
     def predictor(self, state: EngineState) -> Predictor:
         """Return a predictor; reads `frozen`, `served` and `values`, the rest may be empty."""
-        ...
