@@ -93,9 +93,9 @@ def measure(
         found.append(_wrk(server, url, concurrency, options.seconds, script))
         bar.advance(task)
 
-    with running_service({}) as url:
+    with running_service({"api_threads": options.processes}) as url:
         _learn(url, data)
-        with _peers(peers) as urls:
+        with _peers(peers, options.processes) as urls:
             for _ in range(options.rounds):
                 for concurrency in CONCURRENCIES:
                     for server, address in {"service": url, **urls}.items():
@@ -209,12 +209,15 @@ def learning(url: str, data: DemoData) -> Iterator[Callable[[float], float]]:
 
 
 @contextmanager
-def _peers(names: list[str]) -> Iterator[dict[str, str]]:
+def _peers(names: list[str], processes: int) -> Iterator[dict[str, str]]:
     """Serve the newest snapshot with each of them; yield their addresses."""
     ports = {name: free_port(8100 + at) for at, name in enumerate(names)}
     children = [
         subprocess.Popen(  # noqa: S603  our own module
-            [sys.executable, "-m", "bench.peers.served", name, str(STATE_DIR), str(port)],
+            [
+                *(sys.executable, "-m", "bench.peers.served"),
+                *(name, str(STATE_DIR), str(port), str(processes)),
+            ],
             start_new_session=True,
         )
         for name, port in ports.items()
@@ -245,6 +248,9 @@ def parse_options() -> argparse.Namespace:
     options.add_argument("--train", type=int, default=2000, help="samples learned before")
     options.add_argument("--seconds", type=int, default=8, help="of each round")
     options.add_argument("--rounds", type=int, default=3, help="of which the median counts")
+    options.add_argument(
+        "--processes", type=int, default=1, help="that compute, of the service and of LitServe"
+    )
     return options.parse_args()
 
 

@@ -101,10 +101,10 @@ def api(
 ) -> None:
     """Run one API process: accepts observations, answers predictions."""
     from service.api.app import serve
-    from service.engine.remote import InferenceProcess
+    from service.engine.remote import InferenceProcesses
 
     settings = Settings.read(state_dir=state_dir, insecure=insecure or None, host=host, port=port)
-    with InferenceProcess(threads=settings.api_threads) as inference:
+    with InferenceProcesses(settings.api_threads) as inference:
         serve(settings, inference.start)
 
 

@@ -188,7 +188,7 @@ class Settings(BaseSettings):
     worker_threads: int | None = Field(default=None, ge=1)
     """CPU threads of the worker's learner; unset: cores - 1, at least 1."""
     api_threads: int = Field(default=1, ge=1)
-    """CPU threads of the API's forward passes."""
+    """Forward passes that the API computes at a time, each in a process on one CPU thread."""
     checkpoint_interval_s: float = Field(default=10.0, gt=0)
     """Longest time between checkpoints under load; stretched so that they take 5 % of time."""
     snapshot_interval_s: float = Field(default=2.0, gt=0)

@@ -185,3 +185,21 @@ async def test_stopping_answers_what_runs_and_refuses_what_waits(
         await waiting
     with pytest.raises(Unavailable, match="stopping"):
         await batcher.predict(samples(1))
+
+
+async def test_as_many_passes_run_at_a_time_as_the_setting_says() -> None:
+    """Each of them waits for the other."""
+    meeting = threading.Barrier(2)
+
+    def forward(x: Array) -> Answer:
+        meeting.wait(10)
+        return Answer.of(PixelPredictor([*range(64)]).predict(x), INFO, top_k=1)
+
+    metrics = ApiMetrics(CollectorRegistry()).of("default")
+    batcher = Batcher(forward, Settings(api_threads=2, predict_max_batch=1), metrics)
+    batcher.start()
+
+    answers = await asyncio.gather(*(batcher.predict(samples(pixel)) for pixel in (3, 4, 5, 6)))
+    await batcher.stop()
+
+    assert [said(answer) for answer in answers] == [[3], [4], [5], [6]]

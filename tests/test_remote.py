@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from service.engine.inference import Host
 from service.engine.load import load_engines
 from service.engine.messages import Connection, Message
 from service.engine.protocol import Engines, EngineState, Predictor, Tensors
-from service.engine.remote import InferenceProcess
+from service.engine.remote import InferenceProcesses
 from service.errors import CorruptState, Unavailable
 from service.inputs import InputSchema
 from service.settings import Settings
@@ -44,22 +45,23 @@ def state(classes: list[Any], *, frozen: Mapping[int, Tensors] | None = None) ->
     )
 
 
-@pytest.fixture
-def process() -> Iterator[InferenceProcess]:
-    with InferenceProcess(threads=1, module=MODULE) as process:
-        yield process
+@pytest.fixture(params=[1, 2])
+def processes(request: pytest.FixtureRequest) -> Iterator[InferenceProcesses]:
+    with InferenceProcesses(request.param, module=MODULE) as processes:
+        yield processes.start()
 
 
-def kill(process: InferenceProcess, model: Predictor) -> None:
-    """Kill it, and wait until a model of it is lost."""
-    assert process.pid is not None
+def kill(processes: InferenceProcesses, model: Predictor) -> None:
+    """Kill the last of them, and wait until a model of theirs is lost."""
     assert not model.lost
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(processes.pids[-1], signal.SIGKILL)
     wait_for(lambda: model.lost)
 
 
-def test_answers_are_those_of_the_same_predictor_in_this_process(process: InferenceProcess) -> None:
-    here, there = PixelPredictor(["a", 7]), process.predictor(state(["a", 7]))
+def test_answers_are_those_of_the_same_predictor_in_this_process(
+    processes: InferenceProcesses,
+) -> None:
+    here, there = PixelPredictor(["a", 7]), processes.predictor(state(["a", 7]))
 
     same_answers(here, there)
     assert there.schema == here.schema
@@ -101,8 +103,8 @@ def test_the_real_process_answers_bit_by_bit_as_this_one(preset: str) -> None:
     second = whole(engine.dump())
     second = replace(second, frozen={**second.frozen, **first.frozen})
 
-    with InferenceProcess(threads=1) as process:
-        models = [process.predictor(one) for one in (first, second)]
+    with InferenceProcesses(1) as processes:
+        models = [processes.predictor(one) for one in (first, second)]
 
         for one, there in zip((first, second), models, strict=True):
             same_answers(engines.predictor(one), there, x)
@@ -120,7 +122,7 @@ def whole(state: EngineState) -> EngineState:
 
 
 def test_a_frozen_expert_is_sent_once(
-    process: InferenceProcess, monkeypatch: pytest.MonkeyPatch
+    processes: InferenceProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[set[str]] = []
 
@@ -132,10 +134,11 @@ def test_a_frozen_expert_is_sent_once(
     real = Connection.send
     monkeypatch.setattr(Connection, "send", send)
     copy = {name: array.copy() for name, array in EXPERT.items()}
-    models = [process.predictor(state([1], frozen={0: EXPERT})) for _ in range(2)]
-    models.append(process.predictor(state([1], frozen={0: EXPERT, 4: copy})))
+    models = [processes.predictor(state([1], frozen={0: EXPERT})) for _ in range(2)]
+    models.append(processes.predictor(state([1], frozen={0: EXPERT, 4: copy})))
 
-    assert [len(names) for names in sent] == [1, 0, 1]
+    n = len(processes.pids)
+    assert [len(names) for names in sent] == [1] * n + [0] * n + [1] * n
     assert all(model.predict(X).classes == [1] for model in models)
 
 
@@ -162,7 +165,7 @@ def test_a_model_that_nobody_uses_is_forgotten() -> None:
 
 
 def test_the_process_hears_that_nobody_uses_a_model(
-    process: InferenceProcess, monkeypatch: pytest.MonkeyPatch
+    processes: InferenceProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten: list[list[int]] = []
 
@@ -172,58 +175,73 @@ def test_the_process_hears_that_nobody_uses_a_model(
 
     real = Connection.send
     monkeypatch.setattr(Connection, "send", send)
-    kept, gone = process.predictor(state([1])), process.predictor(state([2]))
+    kept, gone = processes.predictor(state([1])), processes.predictor(state([2]))
     del gone
     gc.collect()
-    newest = process.predictor(state([3]))
+    newest = processes.predictor(state([3]))
 
-    assert [len(models) for models in forgotten] == [0, 0, 1]
+    n = len(processes.pids)
+    assert [len(models) for models in forgotten] == [0] * 2 * n + [1] * n
     monkeypatch.undo()
     assert (kept.predict(X).classes, newest.predict(X).classes) == ([1], [3])
 
 
-def test_what_fails_there_is_told_here_and_harms_no_other(process: InferenceProcess) -> None:
-    model = process.predictor(state([1, 2]))
+def test_what_fails_there_is_told_here_and_harms_no_other(processes: InferenceProcesses) -> None:
+    model = processes.predictor(state([1, 2]))
 
     with pytest.raises(RuntimeError, match=r"in the inference process:[\s\S]*reshape"):
         model.predict(np.empty((0,), np.uint8).reshape(0))
     with pytest.raises(CorruptState, match=r"^an array is missing$"):
-        process.predictor(replace(state([1]), values={"corrupt": True}))
+        processes.predictor(replace(state([1]), values={"corrupt": True}))
 
     assert model.predict(X).classes == [1, 2]
 
 
-def test_a_process_that_died_is_started_again(process: InferenceProcess) -> None:
-    lost = process.predictor(state([1], frozen={0: EXPERT}))
-    kill(process, lost)
+def test_a_process_that_died_is_started_again() -> None:
+    with InferenceProcesses(1, module=MODULE) as processes:
+        lost = processes.predictor(state([1], frozen={0: EXPERT}))
+        kill(processes, lost)
 
-    with pytest.raises(Unavailable, match="is started again") as refused:
-        lost.predict(X)
-    assert (refused.value.code, refused.value.retry_after_s) == ("prediction_failed", 5)
-    with capture_logs() as logs:
-        found = process.predictor(state([2], frozen={0: EXPERT}))
+        with pytest.raises(Unavailable, match="is started again") as refused:
+            lost.predict(X)
+        assert (refused.value.code, refused.value.retry_after_s) == ("prediction_failed", 5)
+        with capture_logs() as logs:
+            found = processes.predictor(state([2], frozen={0: EXPERT}))
 
-    assert [(entry["event"], entry["exit_code"]) for entry in logs] == [
-        ("inference_process_ended", -signal.SIGKILL)
-    ]
-    assert found.predict(X).classes == [2]
-    assert lost.lost
+        assert [(entry["event"], entry["exit_codes"]) for entry in logs] == [
+            ("inference_process_ended", [-signal.SIGKILL])
+        ]
+        assert found.predict(X).classes == [2]
+        assert lost.lost
+
+
+def test_questions_at_the_same_time_go_to_different_processes(
+    processes: InferenceProcesses,
+) -> None:
+    """The predictors take their time, and tell who they are in place of an expert."""
+    n = len(processes.pids)
+    model = processes.predictor(replace(state([1]), values={"classes": [1], "slow": True}))
+
+    with ThreadPoolExecutor(n) as pool:
+        answers = list(pool.map(model.predict, [X] * n))
+
+    assert {int(answer.experts[0]) for answer in answers} == set(processes.pids)
 
 
 def test_whoever_follows_serves_again_after_the_process_died(
-    process: InferenceProcess, tmp_path: Path
+    processes: InferenceProcesses, tmp_path: Path
 ) -> None:
-    follower = Follower(Settings(state_dir=tmp_path), process.start)
+    follower = Follower(Settings(state_dir=tmp_path), processes.start)
     publish(tmp_path, classes=["a", "b"])
-    follower.follow_once(process)
+    follower.follow_once(processes)
     before = follower.current
     assert before is not None
-    follower.follow_once(process)
+    follower.follow_once(processes)
     assert follower.current is before
-    kill(process, before.predictor)
+    kill(processes, before.predictor)
 
     with capture_logs():
-        follower.follow_once(process)
+        follower.follow_once(processes)
 
     assert follower.current is not before
     assert follower.answer(X).known == ["a", "b"]
@@ -237,8 +255,8 @@ def ended(pid: int) -> bool:
 
 def test_it_ends_with_the_process_that_started_it() -> None:
     script = (
-        "from service.engine.remote import InferenceProcess as P\n"
-        f"print(P(threads=1, module={MODULE!r}).start().pid, flush=True)\n"
+        "from service.engine.remote import InferenceProcesses as P\n"
+        f"print(P(1, module={MODULE!r}).start().pids[0], flush=True)\n"
         "input()\n"
     )
     with subprocess.Popen(
@@ -253,12 +271,11 @@ def test_it_ends_with_the_process_that_started_it() -> None:
 
 
 def test_the_real_process_leaves_signals_to_the_one_that_started_it() -> None:
-    with InferenceProcess(threads=1).start() as process:
+    with InferenceProcesses(1).start() as processes:
         engine = load_engines(1).create(Settings.read(), InputSchema.parse("vector:3"))
-        model = process.predictor(engine.dump())
-        assert process.pid is not None
+        model = processes.predictor(engine.dump())
         for number in (signal.SIGTERM, signal.SIGINT):
-            os.kill(process.pid, number)
+            os.kill(processes.pids[0], number)
 
         assert len(model.predict(np.ones((2, 3), np.float32)).experts) == 2
         assert not model.lost

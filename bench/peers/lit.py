@@ -1,4 +1,4 @@
-"""The snapshot behind LitServe: one worker process, requests batched."""
+"""The snapshot behind LitServe: requests batched, computed in worker processes."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Api(LitAPI):  # type: ignore[misc, unused-ignore]  # not typed
         return output
 
 
-def serve(state_dir: Path, port: int) -> None:
+def serve(state_dir: Path, port: int, workers: int) -> None:
     """Serve until killed."""
-    server = LitServer(Api(state_dir), accelerator="cpu", workers_per_device=1)
+    server = LitServer(Api(state_dir), accelerator="cpu", workers_per_device=workers)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")

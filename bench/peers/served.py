@@ -1,6 +1,6 @@
 """The same snapshot behind LitServe and behind plain FastAPI, as their users would write it.
 
-    python -m bench.peers.served litserve|fastapi STATE_DIR PORT
+    python -m bench.peers.served litserve|fastapi STATE_DIR PORT PROCESSES
 
 Body: JSON with `x`, all that LitServe reads; answer: the most probable classes. The model is the
 predictor that the service serves, on as many CPU threads. LitServe batches requests, as it advises
@@ -47,14 +47,14 @@ def answer(found: Prediction, row: int) -> dict[str, Any]:
     }
 
 
-def litserve(state_dir: Path, port: int) -> None:
+def litserve(state_dir: Path, port: int, workers: int) -> None:
     """Serve with LitServe until killed."""
     from bench.peers.lit import serve
 
-    serve(state_dir, port)
+    serve(state_dir, port, workers)
 
 
-def fastapi(state_dir: Path, port: int) -> None:
+def fastapi(state_dir: Path, port: int, _: int) -> None:
     """Serve with FastAPI alone until killed: each request is a forward pass in a thread."""
     import uvicorn
     from fastapi import FastAPI, Request
@@ -72,5 +72,5 @@ def fastapi(state_dir: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    server, place, number = sys.argv[1:]
-    {"litserve": litserve, "fastapi": fastapi}[server](Path(place), int(number))
+    server, place, *numbers = sys.argv[1:]
+    {"litserve": litserve, "fastapi": fastapi}[server](Path(place), *map(int, numbers))

@@ -1,9 +1,10 @@
 """Micro-batching: concurrent requests share one forward pass.
 
-    request -> queue (bounded) -> one inference thread takes all that waits -> its rows to each
+    request -> queue (bounded) -> an inference thread takes all that waits -> its rows to each
 
-A request is never split over two forward passes, so that one model answers all of it; none waits
-for company either: what has arrived while a pass was running makes up the next.
+There are `api_threads` such threads, each of which waits for its pass. A request is never split
+over two passes, so that one model answers all of it; none waits for company either: what has
+arrived while the passes were running makes up the next.
 Dimension key: B batch.
 """
 
@@ -35,7 +36,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Answers requests from one inference thread; lives on one event loop."""
+    """Answers requests from inference threads; lives on one event loop."""
 
     def __init__(
         self, forward: Callable[[Array], Answer], settings: Settings, metrics: RequestMetrics
@@ -43,8 +44,8 @@ class Batcher:
         """Prepare; `start` begins to answer.
 
         Args:
-            forward: returns the answers for samples [B, ...]; called in the inference thread.
-            settings: most samples in a shared pass and in the queue.
+            forward: returns the answers for samples [B, ...]; called in an inference thread.
+            settings: passes at a time, most samples in a shared one and in the queue.
             metrics: sizes and durations of the passes go here.
         """
         self._forward = forward
@@ -54,20 +55,20 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._samples_waiting = 0
         self._arrived = asyncio.Event()
-        self._inference = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._passes = settings.api_threads
+        self._inference = ThreadPoolExecutor(self._passes, thread_name_prefix="inference")
         self._stopping = False
-        self._drain: asyncio.Task[None] | None = None
+        self._drains: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to answer, on the running event loop."""
-        self._drain = asyncio.create_task(self._answer_forever())
+        self._drains = [asyncio.create_task(self._answer_forever()) for _ in range(self._passes)]
 
     async def stop(self) -> None:
         """Answer what is being computed, refuse what waits and all that comes later."""
         self._stopping = True
         self._arrived.set()
-        if self._drain is not None:
-            await self._drain
+        await asyncio.gather(*self._drains)
         for request in self._waiting:
             _refuse(request, _stopping())
         self._inference.shutdown()

@@ -1,6 +1,6 @@
 """The inference process: predictors that answer beside the process that has the clients.
 
-    python -m service.engine.inference THREADS FD FD ...
+    python -m service.engine.inference FD FD ...
 
 Python runs one thread at a time, so a forward pass beside HTTP would wait for it at every
 operation. Each file descriptor is a connection with a thread of its own. It ends when the
@@ -117,8 +117,7 @@ def main() -> None:
     """Run with the real engines; whoever stops the service stops it by way of its parent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threads, *fds = map(int, sys.argv[1:])
-    run(load_engines(threads), fds)
+    run(load_engines(1), [int(fd) for fd in sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Predictors that live in an inference process, as the process with the clients sees them.
+"""Predictors that live in inference processes, as the process with the clients sees them.
 
-A frozen expert is sent once, however many snapshots share it. The inference process is
-started again when it has died: whoever follows the snapshots sees that its model is lost, and
+A frozen expert is sent once, however many snapshots share it. The inference processes are
+started again when one has died: whoever follows the snapshots sees that its model is lost, and
 sends the newest one. See `service.engine.inference`.
 Dimension key: B batch, D features.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self
@@ -28,7 +28,7 @@ from service.errors import CorruptState, Unavailable
 from service.inputs import InputSchema
 
 CONNECTIONS: Final = 8
-"""Questions that are answered at a time, those of all streams together; others wait."""
+"""Questions that a process answers at a time, those of all streams together; others wait."""
 STOP_S: Final = 5.0
 """Longest wait for the process to end before it is killed."""
 _log = structlog.get_logger()
@@ -50,6 +50,8 @@ class _Child:
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         for connection in self._connections:
             self._idle.put(connection)
+        self.asked = 0
+        """Questions that it has not answered yet."""
 
     @property
     def pid(self) -> int:
@@ -95,10 +97,11 @@ class _Child:
 
 
 class RemotePredictor:
-    """A `service.engine.protocol.Predictor` in the inference process."""
+    """A `service.engine.protocol.Predictor` in every inference process."""
 
-    def __init__(self, child: _Child, model: int, schema: InputSchema) -> None:
-        self._child = child
+    def __init__(self, children: Sequence[_Child], model: int, schema: InputSchema) -> None:
+        self._children = children
+        self._choosing = threading.Lock()
         self._model = model
         self._schema = schema
 
@@ -109,14 +112,14 @@ class RemotePredictor:
 
     @property
     def lost(self) -> bool:
-        """Whether its process has ended."""
-        return self._child.ended is not None
+        """Whether one of its processes has ended."""
+        return any(child.ended is not None for child in self._children)
 
     def predict(self, x: Array) -> Prediction:
         """Return the answers for samples [B, *schema.shape], uint8 or float32.
 
         Raises:
-            Unavailable: `prediction_failed`, the process has ended; it is started again.
+            Unavailable: `prediction_failed`, a process has ended; it is started again.
         """
         answer = self._ask("predict", {"x": x})
         return Prediction(classes=answer.facts["classes"], **answer.arrays)
@@ -156,30 +159,40 @@ class RemotePredictor:
         return self._ask("draw", {}, expert=expert, n=n).arrays["drawn"]
 
     def _ask(self, question: str, arrays: Tensors, **facts: int) -> Message:
+        with self._choosing:
+            child = min(self._children, key=lambda child: child.asked)
+            child.asked += 1
         try:
-            return self._child.ask({"ask": question, "model": self._model, **facts}, arrays)
+            return child.ask({"ask": question, "model": self._model, **facts}, arrays)
         except ConnectionError:
             raise Unavailable(
                 "prediction_failed", "the model's process is started again", retry_after_s=5
             ) from None
+        finally:
+            with self._choosing:
+                child.asked -= 1
 
 
-class InferenceProcess:
-    """Makes predictors in a process of their own; `start` starts it, the end of `with` ends it."""
+class InferenceProcesses:
+    """Makes predictors in processes of their own; the end of `with` ends them.
 
-    def __init__(self, *, threads: int, module: str = "service.engine.inference") -> None:
-        """Prepare.
+    All of them hold every model, and each question goes to the one with the fewest.
+    """
+
+    def __init__(self, n: int, *, module: str = "service.engine.inference") -> None:
+        """Prepare; `start` starts them.
 
         Args:
-            threads: CPU threads of a forward pass.
-            module: what runs in the process.
+            n: how many, each computes on one CPU thread.
+            module: what runs in them.
         """
-        self._command = [sys.executable, "-m", module, str(threads)]
-        self._child: _Child | None = None
+        self._n = n
+        self._command = [sys.executable, "-m", module]
+        self._children: list[_Child] = []
         self._models: dict[int, Mapping[int, Tensors]] = {}
-        """Of each model that the process has, the frozen experts by their numbers."""
+        """Of each model that they have, the frozen experts by their numbers."""
         self._gone: list[int] = []
-        """Models that nobody uses any more, and that the process still has."""
+        """Models that nobody uses any more, and that they still have."""
         self._numbers = count(1)
         self._loading = threading.Lock()
 
@@ -192,16 +205,16 @@ class InferenceProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._child is not None:
-            self._child.close()
+        for child in self._children:
+            child.close()
 
     @property
-    def pid(self) -> int | None:
-        """Of the process; None before it is started."""
-        return None if self._child is None else self._child.pid
+    def pids(self) -> list[int]:
+        """Of the processes; empty before they are started."""
+        return [child.pid for child in self._children]
 
     def start(self) -> Self:
-        """Start the process, which takes seconds until it answers; return this object."""
+        """Start the processes, which takes seconds until they answer; return this object."""
         with self._loading:
             self._running()
         return self
@@ -210,11 +223,11 @@ class InferenceProcess:
         """Return a predictor; reads `frozen`, `served` and `values`.
 
         Raises:
-            ConnectionError: the process has ended.
+            ConnectionError: a process has ended.
             CorruptState: an array is missing or has another shape.
         """
         with self._loading:
-            child = self._running()
+            children = self._running()
             numbers = {id(t): n for shared in self._models.values() for n, t in shared.items()}
             arrays = {f"served/{name}": array for name, array in state.served.items()}
             frozen: dict[int, int] = {}
@@ -225,25 +238,26 @@ class InferenceProcess:
                 frozen[expert] = number
             model, gone, self._gone = next(self._numbers), self._gone, []
             facts = {"frozen": frozen, "values": state.values, "forget": gone, "model": model}
-            answer = child.ask({"ask": "load", **facts}, arrays)
+            answers = [child.ask({"ask": "load", **facts}, arrays) for child in children]
             self._models[model] = {n: state.frozen[expert] for expert, n in frozen.items()}
-        made = RemotePredictor(child, model, InputSchema.parse(answer.facts["schema"]))
-        weakref.finalize(made, self._forget, child, model)
+        made = RemotePredictor(children, model, InputSchema.parse(answers[0].facts["schema"]))
+        weakref.finalize(made, self._forget, children, model)
         return made
 
-    def _forget(self, child: _Child, model: int) -> None:
-        """Note that nobody uses a model any more; the process hears of it with the next one."""
-        if child is self._child and self._models.pop(model, None) is not None:
+    def _forget(self, children: list[_Child], model: int) -> None:
+        """Note that nobody uses a model any more; the processes hear of it with the next one."""
+        if children is self._children and self._models.pop(model, None) is not None:
             self._gone.append(model)
 
-    def _running(self) -> _Child:
-        """Return the process; started, or started again with no model, where there is none."""
-        child = self._child
-        if child is not None and (code := child.ended) is not None:
-            _log.error("inference_process_ended", exit_code=code)
+    def _running(self) -> list[_Child]:
+        """Return the processes; all started anew, without a model, where one has ended."""
+        codes = [child.ended for child in self._children]
+        if self._children and all(code is None for code in codes):
+            return self._children
+        if self._children:
+            _log.error("inference_process_ended", exit_codes=codes)
+        for child in self._children:
             child.close()
-            child = None
-        if child is None:
-            child = self._child = _Child(self._command)
-            self._models, self._gone = {}, []
-        return child
+        self._children = [_Child(self._command) for _ in range(self._n)]
+        self._models, self._gone = {}, []
+        return self._children
