@@ -46,6 +46,10 @@ LEARN_S = 900
 """Longest wait until the samples are learned."""
 START_S = 60
 """Longest wait for a server."""
+WARM_UP_S = 1
+"""Of load before each round, not counted."""
+LOADING_S = 10
+"""Until a server that listens has its model, too."""
 PEERS = ("litserve", "fastapi")
 LOADED = "service, learning"
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
@@ -62,6 +66,24 @@ class Load:
     concurrency: int
     per_s: float
     p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another server; asleep while it is not measured, as an idle LitServe polls its queues."""
+
+    url: str
+    group: int
+    """Of its processes."""
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let its processes run."""
+        os.killpg(self.group, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.killpg(self.group, signal.SIGSTOP)
 
 
 def main() -> None:
@@ -90,16 +112,19 @@ def measure(
     found: list[Load] = []
 
     def load(server: str, url: str, concurrency: int) -> None:
+        _wrk(server, url, concurrency, WARM_UP_S, script)
         found.append(_wrk(server, url, concurrency, options.seconds, script))
         bar.advance(task)
 
     with running_service({"api_threads": options.processes}) as url:
         _learn(url, data)
-        with _peers(peers, options.processes) as urls:
+        with _peers(peers, options.processes) as served:
             for _ in range(options.rounds):
                 for concurrency in CONCURRENCIES:
-                    for server, address in {"service": url, **urls}.items():
-                        load(server, address, concurrency)
+                    load("service", url, concurrency)
+                    for server, peer in served.items():
+                        with peer.awake():
+                            load(server, peer.url, concurrency)
         with learning(url, data) as rate:
             alone = rate(options.seconds * 3)
             started, before = time.monotonic(), _learned(url)
@@ -209,8 +234,8 @@ def learning(url: str, data: DemoData) -> Iterator[Callable[[float], float]]:
 
 
 @contextmanager
-def _peers(names: list[str], processes: int) -> Iterator[dict[str, str]]:
-    """Serve the newest snapshot with each of them; yield their addresses."""
+def _peers(names: list[str], processes: int) -> Iterator[dict[str, Peer]]:
+    """Serve the newest snapshot with each of them; yield them asleep."""
     ports = {name: free_port(8100 + at) for at, name in enumerate(names)}
     children = [
         subprocess.Popen(  # noqa: S603  our own module
@@ -225,7 +250,12 @@ def _peers(names: list[str], processes: int) -> Iterator[dict[str, str]]:
     try:
         for port in ports.values():
             _wait_for(port)
-        yield {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        time.sleep(LOADING_S)
+        pairs = zip(ports.items(), children, strict=True)
+        served = {name: Peer(f"http://127.0.0.1:{port}", one.pid) for (name, port), one in pairs}
+        for peer in served.values():
+            os.killpg(peer.group, signal.SIGSTOP)
+        yield served
     finally:
         for child in children:  # with the processes that it has started: LitServe leaves them
             os.killpg(child.pid, signal.SIGKILL)
