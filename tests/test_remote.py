@@ -228,6 +228,37 @@ def test_questions_at_the_same_time_go_to_different_processes(
     assert {int(answer.experts[0]) for answer in answers} == set(processes.pids)
 
 
+def test_a_message_that_cannot_be_read_ends_the_process(
+    processes: InferenceProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not just the connection by which it came, which would never be answered again."""
+    model = processes.predictor(state([1]))
+    with monkeypatch.context() as broken:
+        broken.setattr(Connection, "send", lambda self, *_: self._socket.sendall(bytes(12)))
+        with pytest.raises(Unavailable):
+            model.predict(X)
+
+    wait_for(lambda: model.lost)
+    with capture_logs():
+        assert processes.predictor(state([2])).predict(X).classes == [2]
+
+
+def test_an_answer_that_was_not_read_is_never_another_ones(
+    processes: InferenceProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = processes.predictor(state([1]))
+
+    def receive(_: Connection) -> Message:
+        raise MemoryError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Connection, "receive", receive)
+        with pytest.raises(MemoryError):
+            model.predict(X)
+
+    wait_for(lambda: model.lost)
+
+
 def test_whoever_follows_serves_again_after_the_process_died(
     processes: InferenceProcesses, tmp_path: Path
 ) -> None:

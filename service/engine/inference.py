@@ -4,9 +4,10 @@
 
 Python runs one thread at a time, so a forward pass beside HTTP would wait for it at every
 operation. Each file descriptor is a connection with a thread of its own. It ends when the
-process that started it does, however that came: the first connection is closed then.
+process that started it does, however that came: its connections are closed then.
 """
 
+import os
 import signal
 import socket
 import sys
@@ -14,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -105,12 +106,22 @@ def _told(predictor: Predictor, asked: Message) -> Message:
 
 
 def run(engines: Engines, fds: list[int]) -> None:
-    """Answer by connections that are open as these file descriptors; return with the first."""
+    """Answer by connections that are open as these file descriptors, until one is closed."""
     host = Host(engines)
     first, *others = [Connection(socket.socket(fileno=fd)) for fd in fds]
     for connection in others:
-        threading.Thread(target=host.serve, args=(connection,), daemon=True).start()
-    host.serve(first)
+        threading.Thread(target=_serve, args=(host, connection), daemon=True).start()
+    _serve(host, first)
+
+
+def _serve(host: Host, connection: Connection) -> NoReturn:
+    """Answer by one connection; without it the process ends, as nobody would ever answer there."""
+    try:
+        host.serve(connection)
+    except BaseException:  # noqa: BLE001  which it was is told
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 def main() -> None:

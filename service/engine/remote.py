@@ -77,6 +77,9 @@ class _Child:
             answer = connection.receive()
         except (EOFError, OSError) as error:
             raise ConnectionError("the inference process has ended") from error
+        except BaseException:  # half a message: the answer would come to whoever asks next
+            self._process.kill()
+            raise
         finally:
             self._idle.put(connection)
         if (corrupt := answer.facts.get("corrupt")) is not None:
