@@ -2,12 +2,14 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conformance import ask, asked
+from tests.chaos.parts import ROOT
+from tests.conformance import asked, asking
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -32,6 +34,19 @@ def test_all_checks_hold_and_no_answer_is_5xx(tmp_path: Path, *, keys: bool) -> 
     answered = statuses(report)
     assert len(answered) > 1000
     assert [status for status in answered if status >= 500] == []
+
+
+def ask(document: str, token: str, *options: str) -> tuple[int, str]:
+    """Return the exit code of schemathesis for a document, and what it said."""
+    done = subprocess.run(
+        asking(document, token, *options),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
 
 
 def statuses(report: Path) -> list[int]:

@@ -126,6 +126,15 @@ async def test_a_bad_header_is_refused_before_any_line(
     assert stored(redis_server) == []
 
 
+async def test_a_label_in_the_query_that_no_line_would_read_is_refused(
+    api: httpx.AsyncClient, redis_server: str
+) -> None:
+    answer = await api.post("/observe?label=1", content=BATCH, headers={"Content-Type": LINES})
+
+    assert_problem(answer, 422, "bad_label")
+    assert stored(redis_server) == []
+
+
 async def test_predict_takes_no_lines(api: httpx.AsyncClient) -> None:
     answer = await api.post("/predict", content=BATCH, headers={"Content-Type": LINES})
 
@@ -190,7 +199,8 @@ async def answered(
             raise error
         return {"took": line.decode(), "key": key}
 
-    scope = {"type": "http", "headers": [(b"content-type", LINES.encode())]}
+    headers = [(b"content-type", LINES.encode())]
+    scope = {"type": "http", "headers": headers, "query_string": b""}
     limits = Limits(
         max_body_bytes=10,
         max_json_bytes=10,

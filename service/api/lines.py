@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.api.body import LINES, content_digest, media_type_of
+from service.api.body import LINES, content_digest, media_type_of, refuse_query_label
 from service.api.bounds import Limits
 from service.errors import BadRequest, ServiceError, TooLarge, TooSlow
 
@@ -57,9 +57,11 @@ class LineAnswers(Response):
             UnsupportedMedia: `unsupported_type` or `unsupported_encoding`.
             BadRequest: `bad_idempotency_key`, or `digest_mismatch`: a digest comes too late to
                 refuse what was taken before it.
+            Unprocessable: `bad_label`, one in the query.
         """
         super().__init__()
         media_type_of(request, LINES)
+        refuse_query_label(request)
         del self.headers["content-length"]
         if key is not None and len(key) > _MOST_KEY_CHARACTERS:
             raise BadRequest(
