@@ -63,7 +63,7 @@ class Encoder:
         patches = None
         if len(shape) > 1:
             room = most - most // _SERIES_SHARE if len(shape) == 2 else most
-            patches = fitted(x, room, generator)
+            patches = fitted(x, room, generator, tokens=config.budget > 0)
         return cls(shape, patches, view, fourier, smooth)
 
     def __call__(self, x: Tensor) -> Encoded:

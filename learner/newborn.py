@@ -80,6 +80,7 @@ def _network(
 ) -> TokenNetwork:
     _, tokens, width = encoder.token_shape
     fusion = config.fusion if reads else "none"
+    width = max(1, width)  # where no tokens are made, with budget 0, nobody asks the network
     return TokenNetwork((tokens, width), encoder.token_grid, classes=classes, fusion=fusion)
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learner.tokenizer import Tokenizer, pooled, sides
+from learner.responses import pooled, sides
+from learner.tokenizer import Tokenizer
 
 CELLS = 5
 """Most cells each way that places are gathered in, to be looked at. In a grid of 8 x 8 the hottest
@@ -36,11 +37,11 @@ def contributions(patches: Tokenizer, x_1CHW: Tensor, weight_D: Tensor) -> Tenso
     halves = torch.cat(patches.responses(renditions), 1)
     even = torch.cat(patches.responses(torch.zeros_like(scaled)), 1)
     grid = sides(halves, patches.grid)
-    value, reference = (pooled((part,), grid).mean(0).sqrt() for part in (halves, even))
+    value, reference = (pooled(part, grid).mean(0).sqrt() for part in (halves, even))
     slope = weight_D.view_as(value) / (value + reference).clamp_min(1e-12)
     with torch.enable_grad():
         leaves = halves.detach().requires_grad_()
-        (slopes,) = torch.autograd.grad((pooled((leaves,), grid).mean(0) * slope).sum(), leaves)
+        (slopes,) = torch.autograd.grad((pooled(leaves, grid).mean(0) * slope).sum(), leaves)
     added_RHW = ((halves - even) * slopes).sum(1)
     if patches.mirror:
         return added_RHW[0] + added_RHW[1].flip(1)

@@ -1,12 +1,10 @@
 """The data-fitted tokenizer: images and series to tokens and features, fitted once without labels.
 
-Coates & Ng 2011 ("An analysis of single-layer networks"): patches are contrast-normalised, whitened
-(ZCA) and compared with K unit-norm directions of a dictionary; the responses r pass a two-sided
-soft threshold [relu(r - a), relu(-r - a)] and are averaged on a grid. All of it is one convolution
-with the kernel (dictionary x whitening, row means removed), divided by a box filter's deviation;
-patches are never materialised. A 2 x 2 grid, under a square root, makes the features phi of the
-analytic memory; a finer one, on its principal axes, the tokens of the experts. Ours: the square
-root, the grids, and mirroring where the data do not tell an image from its mirror image.
+Coates & Ng 2011 ("An analysis of single-layer networks"): patches are compared with K unit-norm
+directions of a dictionary, whitened (ZCA); see `responses`. The answers are averaged on a grid. A
+2 x 2 grid, under a square root, makes the features phi of the analytic memory; a finer one, on its
+principal axes, the tokens of the experts. Ours: the square root, the grids, and mirroring where the
+data do not tell an image from its mirror image.
 A series [T, C] is an image of width one.
 Dimension key: B batch, C channels, H height, W width, P patch side, K filters, G grid side, N
 tokens, R renditions of a sample (2 where mirrored, else 1), E width of a token, F features.
@@ -21,14 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from learner.responses import Patches, contrast, extent, sides
 from learner.scaler import unit
 from learner.view import tamed
 
-THRESHOLD = 0.25  # a, of the soft threshold (Coates & Ng 2011)
 TOKEN_STEP = 1 / 24
 """Size of one step of a token's int8 values; a token has unit variance, so it reaches 5.3."""
-_CONTRAST = 10 / 255**2  # added to an image patch's variance (Coates & Ng 2011: 10 on 0 to 255)
-_SERIES_CONTRAST = 0.1  # the same for standardised series; ours
 _WHITENING = 0.1  # added to the eigenvalues before whitening
 _PATCHES, _PATCH_VALUES = 40_000, 2**23  # patches that are looked at, and values in all of them
 _MOST_VALUES = 512  # of a patch of a series
@@ -37,7 +33,7 @@ _FILTERS_PER_VALUE = 12  # most filters for each value of a patch
 _WIDEST = 128  # most values of a token
 _COLOUR_SIDE, _GREY_SIDE, _TOKEN_STEPS = 6, 4, 16  # grid of tokens; a step costs what it covers
 _ASYMMETRIC = 0.62  # share of images told from their mirror image above which none is mirrored
-_STRIDE_ABOVE = 64  # pixels
+_TOGETHER = 32  # samples whose contrast is found at a time
 
 
 class Grids(NamedTuple):
@@ -63,7 +59,7 @@ class Tokenizer:
     token_mean: Tensor
     """Mean of a grid cell's 2K values."""
     token_axes: Tensor
-    """Principal axes of a grid cell, scaled to unit variance, [2K, E]."""
+    """Principal axes of a grid cell, scaled to unit variance, [2K, E]; E = 0: no tokens made."""
     mirror: bool
     grid: int
     """Cells along each side of the feature grid (along time for a series)."""
@@ -74,7 +70,11 @@ class Tokenizer:
         One sample at a time: its responses stay in the cache, which is as fast as a batch, and its
         bits do not depend on its neighbours, so that tokens made again are the same tokens.
         """
-        parts = [self._grids(x_1CHW) for x_1CHW in self.scaled(x).split(1)]
+        parts = [
+            self._grids(sample)
+            for few in self.scaled(x).split(_TOGETHER)
+            for sample in self._renditions(few).split(2 if self.mirror else 1)
+        ]
         return Grids(*(torch.cat(group) for group in zip(*parts, strict=True)))
 
     @property
@@ -86,7 +86,7 @@ class Tokenizer:
         """Return how the N tokens of samples of this shape lie: rows and columns."""
         extents = (input_shape[0], 1) if len(input_shape) == 2 else input_shape[1:]
         patch = self.kernel.shape[2:]
-        rows, columns = (_extent(s, p) for s, p in zip(extents, patch, strict=True))
+        rows, columns = (extent(s, p) for s, p in zip(extents, patch, strict=True))
         return min(self._finest, rows), min(self._finest, columns)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -106,23 +106,36 @@ class Tokenizer:
             return unit(x)
         return ((x - self.mean_C) * self.scale_C).clamp(-10, 10).transpose(1, 2).unsqueeze(3)
 
-    def _grids(self, x_1CHW: Tensor) -> Grids:
-        x_RCHW = torch.cat([x_1CHW, x_1CHW.flip(3)]) if self.mirror else x_1CHW
-        halves = self.responses(x_RCHW)
-        means = pooled(halves, sides(halves[0], self.grid)).mean(0, keepdim=True)
-        cells = pooled(halves, sides(halves[0], self._finest)).flatten(2).transpose(1, 2)
-        tokens = ((cells - self.token_mean) @ self.token_axes / TOKEN_STEP).round_()
-        tokens_1RNE = tokens.clamp_(-127, 127).to(torch.int8).unsqueeze(0)
-        return Grids(means.flatten(1).sqrt_(), tokens_1RNE)
+    def _renditions(self, x_BCHW: Tensor) -> Patches:
+        """Return scaled samples, each followed by its mirror image where that is asked for."""
+        if self.mirror:
+            x_BCHW = torch.stack([x_BCHW, x_BCHW.flip(3)], 1).flatten(0, 1)
+        return Patches.of(x_BCHW, self.kernel.shape[2:])
+
+    def _grids(self, sample: Patches) -> Grids:
+        coarse, fine = sides(sample.gain_B1HW, self.grid), self._token_grid(sample)
+        wanted = [coarse, fine] if self.token_axes.shape[1] else [coarse]
+        means, *cells = sample.means(self.kernel, self.offset_K, wanted)
+        features = means.mean(0, keepdim=True).flatten(1).sqrt_()
+        if not cells:
+            nothing = means.new_empty((1, len(means), math.prod(fine), 0), dtype=torch.int8)
+            return Grids(features, nothing)
+        cells_RNV = cells[0].flatten(2).transpose(1, 2)
+        tokens = ((cells_RNV - self.token_mean) @ self.token_axes / TOKEN_STEP).round_()
+        return Grids(features, tokens.clamp_(-127, 127).to(torch.int8).unsqueeze(0))
 
     def responses(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far each patch exceeds the threshold on either side, [B, K, H', W'] each."""
-        return _two_sided(x_BCHW, self.kernel, self.offset_K)
+        return Patches.of(x_BCHW, self.kernel.shape[2:]).responses(self.kernel, self.offset_K)
 
     def cells(self, x_1CHW: Tensor) -> Tensor:
         """Return the raw values of a sample's tokens, before the principal axes, [N, 2K]."""
-        halves = self.responses(x_1CHW)
-        return pooled(halves, sides(halves[0], self._finest)).flatten(2).squeeze(0).T
+        sample = Patches.of(x_1CHW, self.kernel.shape[2:])
+        (cells,) = sample.means(self.kernel, self.offset_K, [self._token_grid(sample)])
+        return cells.flatten(2).squeeze(0).T
+
+    def _token_grid(self, sample: Patches) -> tuple[int, int]:
+        return sides(sample.gain_B1HW, self._finest)
 
     @property
     def _finest(self) -> int:
@@ -131,13 +144,16 @@ class Tokenizer:
         return _GREY_SIDE if self.kernel.shape[1] == 1 else _COLOUR_SIDE
 
 
-def fitted(x: Tensor, most_features: int, generator: Generator) -> Tokenizer:
+def fitted(
+    x: Tensor, most_features: int, generator: Generator, *, tokens: bool = True
+) -> Tokenizer:
     """Return a tokenizer fitted on samples [n, C, H, W] or [n, T, C], without labels.
 
     Args:
         x: the samples, a few hundred, of one class or of many.
         most_features: bound on F.
         generator: chooses patches and first directions.
+        tokens: whether anybody wants tokens; without, features alone are made, in less time.
     """
     series = x.dim() == 3
     mean_C, scale_C = _moments(x) if series else (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
@@ -146,14 +162,16 @@ def fitted(x: Tensor, most_features: int, generator: Generator) -> Tokenizer:
     side = _patch_side(shorter, x.shape[2]) if series else min(6, max(3, shorter // 3), shorter)
     shape = (x_BCHW.shape[1], side, 1 if series else side)
     values = shape[0] * shape[1] * shape[2]
-    grid, filters = _sizes(most_features, values, _extent(shorter, side), series=series)
+    grid, filters = _sizes(most_features, values, extent(shorter, side), series=series)
     kernel, offset_K = _dictionary(x_BCHW, shape, filters, generator)
     half = Tokenizer(
         *(kernel, offset_K, mean_C, scale_C),
-        *(torch.zeros(2 * len(kernel)), torch.zeros(2 * len(kernel), 1)),
+        *(torch.zeros(2 * len(kernel)), torch.zeros(2 * len(kernel), 0)),
         mirror=not series and not _handed(x_BCHW, kernel, offset_K),
         grid=grid,
     )
+    if not tokens:
+        return half
     cells = torch.cat([half.cells(x_1CHW) for x_1CHW in x_BCHW.split(1)])
     mean, axes = _principal_axes(cells)
     return replace(half, token_mean=mean, token_axes=axes)
@@ -183,43 +201,6 @@ def _sizes(most_features: int, values: int, places: int, *, series: bool) -> tup
     return grid, max(1, min(most_filters, most_features // (2 * cells)))
 
 
-def _stride(side: int) -> int:
-    return 2 if side > _STRIDE_ABOVE else 1
-
-
-def _extent(side: int, patch: int) -> int:
-    return (side - patch) // _stride(side) + 1
-
-
-def _two_sided(x_BCHW: Tensor, kernel: Tensor, offset_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Return relu(r - a) and relu(-r - a) of how each patch answers to each filter."""
-    stride = (_stride(x_BCHW.shape[2]), _stride(x_BCHW.shape[3]))
-    moments = torch.cat([y.mean(1, keepdim=True) for y in (x_BCHW, x_BCHW.square())], 1)
-    mean, square = F.avg_pool2d(moments, tuple(kernel.shape[2:]), stride).split(1, 1)
-    variance = (square - mean.square()).clamp_min_(0)
-    gain = (variance + _contrast(series=kernel.shape[3] == 1)).rsqrt_()
-    # Answers with filters last pool several times as fast; `contiguous` keeps one channel as it is.
-    last = torch.empty_like(x_BCHW, memory_format=torch.channels_last).copy_(x_BCHW)
-    raw = F.conv2d(last, kernel, stride=stride)
-    offset = offset_K[:, None, None]
-    above = torch.addcmul(-offset - THRESHOLD, raw, gain).relu_()
-    return above, torch.addcmul(offset - THRESHOLD, raw, gain, value=-1, out=raw).relu_()
-
-
-def _contrast(*, series: bool) -> float:
-    return _SERIES_CONTRAST if series else _CONTRAST
-
-
-def pooled(halves: tuple[Tensor, ...], grid: tuple[int, int]) -> Tensor:
-    """Return both halves averaged per cell, [B, 2K, *grid]."""
-    return torch.cat([F.adaptive_avg_pool2d(half, grid) for half in halves], 1)
-
-
-def sides(r_BKHW: Tensor, most: int) -> tuple[int, int]:
-    """Return the sides of a grid of at most so many cells each way."""
-    return min(most, r_BKHW.shape[2]), min(most, r_BKHW.shape[3])
-
-
 def _moments(x_BTC: Tensor) -> tuple[Tensor, Tensor]:
     deviation_C, mean_C = torch.std_mean(tamed(x_BTC.flatten(0, 1)), dim=0)
     return mean_C, 1 / torch.where(deviation_C > 0, deviation_C, 1.0)
@@ -231,7 +212,7 @@ def _dictionary(
     """Return kernel and offset: spherical k-means on whitened patches (Coates & Ng 2012)."""
     patches_NV = _patches(x_BCHW, shape, generator)
     variance_N1, mean_N1 = torch.var_mean(patches_NV, dim=1, correction=0, keepdim=True)
-    patches_NV = (patches_NV - mean_N1) / (variance_N1 + _contrast(series=shape[2] == 1)).sqrt()
+    patches_NV = (patches_NV - mean_N1) / (variance_N1 + contrast(series=shape[2] == 1)).sqrt()
     mean_V = patches_NV.mean(0)
     centred_NV = patches_NV - mean_V
     values_V, vectors_VV = torch.linalg.eigh(centred_NV.T @ centred_NV / len(centred_NV))
@@ -277,10 +258,10 @@ def _handed(x_BCHW: Tensor, kernel: Tensor, offset_K: Tensor) -> bool:
     If an image were as likely as its mirror image, phi(x) - phi(mirrored x) would be symmetric
     around zero. A direction from one half of the samples is tried on the other. Ours.
     """
-    few = kernel[:64], offset_K[:64]
+    few = kernel[:64], offset_K[:64], [(2, 2)]
 
     def quarters(x: Tensor) -> Tensor:
-        return pooled(_two_sided(x, *few), (2, 2)).flatten(1)
+        return Patches.of(x, kernel.shape[2:]).means(*few)[0].flatten(1)
 
     odd = torch.cat([quarters(x) - quarters(x.flip(3)) for x in x_BCHW.split(1)])
     first, second = odd[::2], odd[1::2]

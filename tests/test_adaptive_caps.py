@@ -45,6 +45,7 @@ def test_without_a_budget_no_network_learns_and_nothing_expands() -> None:
     assert (facts(levit.mixture.active.network), facts(levit.mixture.active.vae)) == before
     assert len(levit.mixture.experts) == 1
     assert levit.counts.spent == 0
+    assert levit.replay.columns["tokens"].nbytes == 0
 
 
 def test_replay_buffer_holds_no_more_than_its_capacity() -> None:

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from learner.tokenizer import THRESHOLD, TOKEN_STEP, Tokenizer, fitted
+from learner.responses import THRESHOLD
+from learner.tokenizer import TOKEN_STEP, Tokenizer, fitted
 
 Array = NDArray[np.float64]
 
@@ -212,6 +213,19 @@ def test_tokenizer_restored_from_its_tensors_gives_the_same_bits() -> None:
 
     assert torch.equal(again(x).features_BF, tokenizer(x).features_BF)
     assert torch.equal(again(x).tokens_BRNE, tokenizer(x).tokens_BRNE)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (30, 4)])
+def test_without_tokens_features_are_the_same(shape: tuple[int, ...]) -> None:
+    x = _images(30, *shape)
+    whole, bare = (fitted(x, 200, _generator(), tokens=wanted) for wanted in (True, False))
+
+    features, tokens = bare(x)
+
+    assert torch.equal(features, whole(x).features_BF)
+    assert tokens.shape == (*whole(x).tokens_BRNE.shape[:3], 0)
+    again = Tokenizer.restored(bare.tensors(), mirror=bare.mirror, grid=bare.grid)
+    assert torch.equal(again(x).features_BF, features)
 
 
 def test_other_draws_give_other_filters() -> None:
