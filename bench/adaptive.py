@@ -76,7 +76,7 @@ class Default:
             (TRAINED * views, lambda: active.vae.score(encoded.view_BV)),
             (in_vit, lambda: mixture.logits(active, tokens_1NE)),
         )
-        return sum(times * _counted(work) for times, work in each)
+        return sum(times * _counted(work) for times, work in each if times)
 
     def novelty_trace(self) -> list[tuple[int, float]]:
         """Return (samples observed, log10 of the evidence for change) after every mini-batch."""

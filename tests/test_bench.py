@@ -352,6 +352,19 @@ def test_equal_seeds_give_equal_outcomes_and_others_do_not(name: str, options: O
     assert first != accuracies(1)
 
 
+def test_networks_of_the_default_preset_cost_nothing_without_a_budget() -> None:
+    def cost(budget: float) -> Cost:
+        stream = streams.make("split_digits", samples=600)
+        options: Options = {"budget": budget, "statistics_mib": 3}
+        return Pass(stream, partial(make, "default", stream.facts, options)).run().cost
+
+    free, usual = cost(0.0), cost(4.0)
+
+    assert free.sample_gradients == 0 < usual.sample_gradients
+    assert 0 < (free.flops or 0) < (usual.flops or 0)
+    assert free.state_bytes < usual.state_bytes
+
+
 def test_novelty_of_the_paper_preset_is_kept_where_it_was_measured() -> None:
     stream = streams.make("split_digits", samples=200)
 
