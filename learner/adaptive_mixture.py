@@ -34,7 +34,7 @@ PARTS = ("memory", "own", "network", "routed", "prior")
 ALL = -1
 """Key of the pool that answers where an expert has none of its own."""
 GROWN = 100  # samples before an expert may be routed to while another exists
-_NEAR = 3.0  # standard score under the active expert up to which the present has a say
+_NEAR = 10.0  # standard score under the active expert up to which the present has a say
 
 
 @dataclass(kw_only=True, slots=True)

@@ -21,11 +21,12 @@ HALF_LIVES = (12.0, 25.0, 50.0, 200.0, 800.0, 3200.0)
 LINEAR = 64
 """Most values of the view that these read-outs see beside Fourier features."""
 _RIDGE = 0.01
+_CURVED, _LEVEL = 2.0, 3.0  # Fourier features and a constant beside the view: what the ridge allows
 _MEMORY = 0.98  # what the evidence of one mini-batch of 10 weighs against the next
 _SURE = 0.02  # least probability that a read-out is taken to give
 _WINDOW = 0.999  # fading of the tallies: about the last 1,000 labelled samples
 _LATELY = 0.995  # fading of label counts: about the last 200; an ordered stream soon shows
-_ENOUGH = 3000.0  # labelled samples before the present, the last 1,000, can contradict a past
+_ENOUGH = 1000.0  # labelled samples before the present, the last 1,000, can contradict a past
 _REPRESENTATIVE = 0.25  # most total variation distance of recent labels from all labels
 _STILL = 0.5  # and by which it goes on to overrule
 _CLEARLY = 2.0  # standard deviations by which the present must have been right more often
@@ -39,7 +40,7 @@ def recent_width(smooth: int, values: int) -> int:
 def recent_features(smooth_BS: Tensor, view_BV: Tensor) -> Tensor:
     """Return what the forgetting read-outs see, float32 [B, F]."""
     ones_B1 = view_BV.new_ones(len(view_BV), 1)
-    return torch.cat([3 * smooth_BS, 0.3 * view_BV[:, :LINEAR], ones_B1], 1)
+    return torch.cat([_CURVED * smooth_BS, view_BV[:, :LINEAR], _LEVEL * ones_B1], 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,8 @@ class Recent:
         L = len(HALF_LIVES)
         nothing = torch.zeros(L, features, 0)
         return cls(
-            gram_LFF=torch.zeros(L, features, features),
-            sums_LFK=nothing,
+            gram_LFF=torch.zeros(L, features, features, dtype=torch.float64),
+            sums_LFK=nothing.double(),
             weight_LFK=nothing,
             evidence_L=torch.zeros(L + 1, dtype=torch.float64),
             recent_K=torch.zeros(0, dtype=torch.float64),
@@ -110,10 +111,10 @@ class Recent:
         sums_LFK = F.pad(self.sums_LFK, (0, more))
         recent_K = F.pad(self.recent_K, (0, more))
         n = len(y_B)
-        keep_L = 0.5 ** (n / torch.tensor(HALF_LIVES))
-        target_BK = F.one_hot(y_B, classes).float()
-        gram_LFF = keep_L[:, None, None] * self.gram_LFF + features_BF.T @ features_BF
-        sums_LFK = keep_L[:, None, None] * sums_LFK + features_BF.T @ target_BK
+        keep_L11 = 0.5 ** (n / torch.tensor(HALF_LIVES, dtype=torch.float64))[:, None, None]
+        features_BF, target_BK = features_BF.double(), F.one_hot(y_B, classes).double()
+        gram_LFF = keep_L11 * self.gram_LFF + features_BF.T @ features_BF
+        sums_LFK = keep_L11 * sums_LFK + features_BF.T @ target_BK
         return replace(
             judged,
             gram_LFF=gram_LFF,
@@ -172,7 +173,7 @@ class Recent:
 
 def _solved(gram_LFF: Tensor, sums_LFK: Tensor) -> Tensor:
     """Return the ridge solutions, [L, F, K]."""
-    eye_FF = torch.eye(gram_LFF.shape[1])
-    factor_LFF = torch.linalg.cholesky(gram_LFF.double() + _RIDGE * eye_FF.double())
-    weight_LFK = torch.cholesky_solve(sums_LFK.double(), factor_LFF).float()
+    ridge_FF = _RIDGE * torch.eye(gram_LFF.shape[1], dtype=gram_LFF.dtype)
+    factor_LFF = torch.linalg.cholesky(gram_LFF + ridge_FF)
+    weight_LFK = torch.cholesky_solve(sums_LFK, factor_LFF).float()
     return weight_LFK.contiguous()  # the bits of a product depend on the layout

@@ -150,6 +150,22 @@ def test_weights_are_those_of_a_faded_ridge_regression() -> None:
     torch.testing.assert_close(recent.weight_LFK[2].double(), wanted, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_features_that_say_the_same_over_and_over_are_solved(size: float) -> None:
+    """Sums in float32 are no longer positive definite then."""
+    generator = Generator().manual_seed(0)
+    mixing = size * torch.randn(3, 150, generator=generator)
+    recent = Recent.fresh(150)
+
+    for _ in range(300):
+        features = torch.randn(10, 3, generator=generator) @ mixing
+        recent = recent.learned(features, (features[:, 0] > 0).long(), torch.ones(10, 2) / 2, 2)
+
+    features = torch.randn(500, 3, generator=generator) @ mixing
+    said = recent.probabilities(features, torch.ones(500, 2) / 2).argmax(1)
+    assert ((said == 1) == (features[:, 0] > 0)).double().mean() > 0.95
+
+
 def test_class_that_is_new_gets_the_least_probability_and_room() -> None:
     stream = Stream(classes=4)
     y = torch.arange(20) % 2
@@ -175,4 +191,5 @@ def test_read_outs_see_smooth_features_some_of_the_view_and_a_constant() -> None
     features = recent_features(smooth, view)
 
     assert features.shape == (5, recent_width(30, 100)) == (5, 95)
-    assert (features[:, -1] == 1).all()
+    assert len(features[:, -1].unique()) == 1
+    assert features[0, -1] > 0
