@@ -19,6 +19,7 @@ from learner.encoder import Encoder
 from learner.error_detector import ErrorDetector
 from learner.evaluation import FadedAccuracy
 from learner.growth import Growth
+from learner.held_out import kept_bytes
 from learner.knowledge import Knowledge, KnowledgePoint
 from learner.report import Losses
 from learner.reservoir import ReplayBuffer, ReplayPoint
@@ -91,13 +92,15 @@ class AdaptiveParts:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of everything it keeps: sums, replay buffer with its cache, experts, optimisers."""
+        """Bytes of all that it keeps: sums, replay buffer with its caches, experts, optimisers."""
         tensors = list(self.mixture.tensors())
         for optimizer in self.training.optimizers if self.training else ():
             tensors += [v for state in optimizer.state.values() for v in state.values()]
         known = self.knowledge
         memories = known.memory.nbytes + known.own.nbytes if known is not None else 0
         held = sum(part.x.nbytes for part in self.pending)
+        if self.mixture.encoder is not None:
+            held += kept_bytes(self.mixture.encoder, self.replay)
         return memories + held + self.replay.nbytes + sum(t.nbytes for t in tensors)
 
     def fresh_buffer(self, encoder: Encoder | None = None) -> ReplayBuffer:

@@ -175,6 +175,8 @@ class AdaptiveTraining:
     ) -> Iterator[Lesson]:
         """Yield arriving samples, at most half, and replayed ones, in steps of equal size."""
         (encoded, y_B, taught), (replay, held) = pupil, past
+        if (encoder := self.mixture.encoder) is None:
+            return
         order = torch.randperm(len(taught), generator=generator).to(taught.device)
         new = taught[order[: -(-samples // 2)]]
         old = replay.draw(samples - len(new), generator)
@@ -185,19 +187,10 @@ class AdaptiveTraining:
         ):
             if len(few) + len(others) == 0:
                 continue
-            self._make_ready(replay, others)
-            tokens = torch.cat([encoded.tokens_BRNE[few], replay.columns["tokens"][others]])
+            tokens = torch.cat([encoded.tokens_BRNE[few], encoder.replayed(replay, others)])
             rendition = torch.randint(tokens.shape[1], (len(tokens),), generator=generator)
             y = torch.cat([y_B[few], replay.y_S[others]])
             yield Lesson(tokens[torch.arange(len(tokens)), rendition], y, len(few))
-
-    def _make_ready(self, replay: ReplayBuffer, slots: Tensor) -> None:
-        """Make the tokens of replayed samples again where a restart has lost them."""
-        ready = replay.columns["ready"]
-        missing = slots[~ready[slots]]
-        if len(missing) and self.mixture.encoder is not None:
-            replay.columns["tokens"][missing] = self.mixture.encoder.tokens(replay.x[missing])
-            ready[missing] = True
 
     def undo_point(self) -> TrainingPoint:
         """Return what `undo` needs; copies the active expert and its moments."""

@@ -14,7 +14,8 @@ import torch
 from torch import Generator, Tensor
 
 from learner.adaptive_config import AdaptiveConfig
-from learner.tokenizer import TOKEN_STEP, Tokenizer, fitted
+from learner.reservoir import ReplayBuffer
+from learner.tokenizer import TOKEN_STEP, Grids, Tokenizer, fitted
 from learner.view import FourierFeatures, View
 
 KERNEL_WIDTH, SMOOTH_WIDTH = 0.9, 1.6
@@ -66,20 +67,33 @@ class Encoder:
             patches = fitted(x, room, generator, tokens=config.budget > 0)
         return cls(shape, patches, view, fourier, smooth)
 
-    def __call__(self, x: Tensor) -> Encoded:
-        """Return what samples [B, ...] become."""
+    def __call__(self, x: Tensor, grids: Grids | None = None) -> Encoded:
+        """Return what samples [B, ...] become.
+
+        Args:
+            x: the samples.
+            grids: what `patches` made of them before; None: it is asked.
+        """
         view_BV = self.view(x)
         own_BO, smooth_BS = self.fourier(view_BV), self.smooth(view_BV)
         if self.patches is None:
             tokens = (view_BV / TOKEN_STEP).round().clamp(-127, 127).to(torch.int8)
             features = torch.cat([own_BO, view_BV / self.view.values**0.5], 1)
             return Encoded(features, own_BO, tokens[:, None, None], view_BV, smooth_BS)
-        grids = self.patches(x)
+        grids = grids or self.patches(x)
         features = torch.cat([grids.features_BF, own_BO[:, : self._fourier_share]], 1)
         return Encoded(features, own_BO, grids.tokens_BRNE, view_BV, smooth_BS)
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """Return the tokens of samples alone, int8 [B, R, N, E]; the bits that a call gives."""
+    def replayed(self, replay: ReplayBuffer, slots: Tensor) -> Tensor:
+        """Return the tokens of members, int8 [B, R, N, E]; made again where a restart lost them."""
+        tokens, ready = replay.columns["tokens"], replay.columns["ready"]
+        missing = slots[~ready[slots]]
+        if len(missing):
+            tokens[missing] = self._tokens(replay.x[missing])
+            ready[missing] = True
+        return tokens[slots]
+
+    def _tokens(self, x: Tensor) -> Tensor:
         return self(x).tokens_BRNE if self.patches is None else self.patches(x).tokens_BRNE
 
     @property

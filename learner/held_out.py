@@ -3,10 +3,11 @@
 A replay member is held out while its key is below a bound that only falls, so that what was once
 trained on is never held out, and what is no longer held out may be trained on. Like the buffer
 itself the slice is a uniform sample of all labelled samples, in whatever order they came. Ours.
-Dimension key: H held-out samples, M parts, K classes.
+Dimension key: H held-out samples, M parts, K classes, F features.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ from torch import Tensor
 from learner.adaptive_mixture import ALL, AdaptiveMixture
 from learner.analytic import AnalyticMemory
 from learner.blend import Pool, fitted_pool
+from learner.encoder import Encoded, Encoder
 from learner.reservoir import ReplayBuffer
+from learner.splitmix import sample_keys
+from learner.tokenizer import Grids
 
 FIRST_BOUND = -(2**63) + 2**64 // 10
 """Keys below it, a tenth of all, are held out at first."""
@@ -28,6 +32,43 @@ _OWN_POOL = 40  # held-out samples that give an expert a pool of its own
 
 
 @dataclass(frozen=True, slots=True)
+class HeldFeatures:
+    """Features that the tokenizer made of held-out samples, so that it makes them once.
+
+    No part of the durable state: made again they are the same bits. Never changed. Ours.
+    """
+
+    keys_H: Tensor
+    """Of the samples, ascending."""
+    features_HF: Tensor
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return those of no sample."""
+        return cls(torch.empty(0, dtype=torch.int64), torch.empty(0, 0))
+
+    def encoded(
+        self, encoder: Encoder, replay: ReplayBuffer, slots_H: Tensor
+    ) -> tuple[Encoded, "HeldFeatures"]:
+        """Return what these members become, smallest key first, and the features to keep."""
+        x = replay.x[slots_H]
+        if encoder.patches is None:
+            return encoder(x), self
+        keys_H = sample_keys(replay.ids_S2[slots_H], replay.salt)
+        place_H = torch.searchsorted(self.keys_H, keys_H).clamp(max=max(0, len(self.keys_H) - 1))
+        known_H = torch.zeros(len(keys_H), dtype=torch.bool)
+        if len(self.keys_H):
+            known_H = self.keys_H[place_H] == keys_H
+        features_HF = torch.empty(len(keys_H), encoder.patches.features, device=x.device)
+        if known_H.any():
+            features_HF[known_H] = self.features_HF[place_H[known_H]]
+        if not known_H.all():
+            features_HF[~known_H] = encoder.patches(x[~known_H]).features_BF
+        grids = Grids(features_HF, encoder.replayed(replay, slots_H))
+        return encoder(x, grids), HeldFeatures(keys_H, features_HF)
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """What the held-out samples decided."""
 
@@ -37,6 +78,13 @@ class Judgement:
     """Of each part on the held-out samples, 0 to 1."""
     held: int
     """How many decided."""
+    kept: HeldFeatures
+    """Of the samples that decided."""
+
+
+def kept_bytes(encoder: Encoder, replay: ReplayBuffer) -> int:
+    """Return the bytes of the features kept of a full slice."""
+    return 0 if encoder.patches is None else 4 * encoder.patches.features * _most(replay)
 
 
 def fallen_bound(bound: int, replay: ReplayBuffer) -> int:
@@ -44,10 +92,13 @@ def fallen_bound(bound: int, replay: ReplayBuffer) -> int:
 
     None at all where a fifth would be too few to decide anything.
     """
-    most = min(MOST, replay.capacity // 5)
-    most = most if most >= FEWEST else 0
-    key = replay.key_of_rank(most)
+    key = replay.key_of_rank(_most(replay))
     return bound if key is None else min(bound, key)
+
+
+def _most(replay: ReplayBuffer) -> int:
+    most = min(MOST, replay.capacity // 5)
+    return most if most >= FEWEST else 0
 
 
 @torch.no_grad()
@@ -58,6 +109,7 @@ def judged(
     ridge: float | None,
     *,
     everything: bool,
+    kept: HeldFeatures,
 ) -> Judgement | None:
     """Return what the held-out slice decides, or None while it is too small.
 
@@ -69,13 +121,14 @@ def judged(
         held: the replay buffer, and the bound below whose keys its members are held out.
         ridge: the one in use; None at first.
         everything: whether to try the ridge's neighbours too.
+        kept: features of the last time.
     """
     replay, bound = held
     slots = replay.below(bound)
     if len(slots) < FEWEST or mixture.encoder is None:
         return None
     y_H = replay.y_S[slots]
-    encoded = mixture.encoder(replay.x[slots])
+    encoded, kept = kept.encoded(mixture.encoder, replay, slots)
     ridges = FIRST_RIDGES if ridge is None else _neighbours(ridge) if everything else (ridge,)
     read_outs = memory.read_outs(ridges, without=(encoded.features_BF, y_H))
     scored = []
@@ -92,7 +145,7 @@ def judged(
                 answer.logp_MBK[:, rows], y_H[rows], pools[ALL].weight_M
             )
     right_M = (answer.logp_MBK.argmax(2) == y_H).float().mean(1)
-    return Judgement(chosen, pools, tuple(right_M.tolist()), len(slots))
+    return Judgement(chosen, pools, tuple(right_M.tolist()), len(slots), kept)
 
 
 def _neighbours(ridge: float) -> tuple[float, ...]:

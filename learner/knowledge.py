@@ -15,7 +15,7 @@ from torch import Tensor
 from learner.adaptive_mixture import GROWN, AdaptiveMixture
 from learner.analytic import AnalyticMemory, AnalyticPoint
 from learner.encoder import Encoded
-from learner.held_out import FIRST_BOUND, judged
+from learner.held_out import FIRST_BOUND, HeldFeatures, judged
 from learner.reservoir import ReplayBuffer
 
 _SOLVE, _SOLVE_OWN, _JUDGE, _YOUNG = 1.08, 1.2, 1.5, 2.0  # growth that makes it due again
@@ -50,6 +50,7 @@ class KnowledgePoint(NamedTuple):
     """What brings the sums back to an earlier moment."""
 
     marks: Marks
+    kept: HeldFeatures
     memories: list[tuple[AnalyticMemory, AnalyticPoint]]
 
 
@@ -60,6 +61,7 @@ class Knowledge:
         self.memory = AnalyticMemory(features, device=device)
         self.own = AnalyticMemory(own_features, device=device)
         self.marks = Marks()
+        self.kept = HeldFeatures.none()
         self.undo_point()
 
     def add(self, encoded: Encoded, y_B: Tensor, taught: Tensor, classes: int) -> None:
@@ -106,12 +108,17 @@ class Knowledge:
         young = int(_YOUNG * max(GROWN, mixture.active.life.samples))
         everything = grown or marks.ridge is None
         verdict = judged(
-            mixture, self.memory, (replay, marks.held_below), marks.ridge, everything=everything
+            mixture,
+            self.memory,
+            (replay, marks.held_below),
+            marks.ridge,
+            everything=everything,
+            kept=self.kept,
         )
         self.marks = replace(marks, young=young, judged=labelled if everything else marks.judged)
         if verdict is None:
             return 0
-        mixture.pools = verdict.pools
+        mixture.pools, self.kept = verdict.pools, verdict.kept
         self.marks = replace(
             self.marks,
             ridge=verdict.ridge,
@@ -142,11 +149,11 @@ class Knowledge:
     def undo_point(self) -> KnowledgePoint:
         """Return what `undo` needs; copies nothing."""
         memories = [(memory, memory.undo_point()) for memory in (self.memory, self.own)]
-        return KnowledgePoint(self.marks, memories)
+        return KnowledgePoint(self.marks, self.kept, memories)
 
     def undo(self, point: KnowledgePoint) -> None:
         """Put everything back to the newest `undo_point`."""
-        self.marks = point.marks
+        self.marks, self.kept = point.marks, point.kept
         self.memory, self.own = (memory for memory, _ in point.memories)
         for memory, earlier in point.memories:
             memory.undo(earlier)

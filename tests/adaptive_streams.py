@@ -135,10 +135,14 @@ def _(thing: list[object] | tuple[object, ...], path: str) -> Iterator[tuple[str
 
 @_walk.register(AdaptiveLEViT)
 @_walk.register(AdaptiveMixture)
-@_walk.register(Knowledge)
 @_walk.register(FadedAccuracy)
 def _(thing: object, path: str) -> Iterator[tuple[str, str]]:
     return _all(vars(thing), path)
+
+
+@_walk.register
+def _(thing: Knowledge, path: str) -> Iterator[tuple[str, str]]:
+    return _all({"marks": thing.marks, "memory": thing.memory, "own": thing.own}, path)
 
 
 @_walk.register

@@ -91,14 +91,14 @@ def test_the_moments_of_these_tests_are_what_they_are_said_to_be() -> None:
 def test_tokens_made_again_are_the_tokens_that_were_lost(name: str) -> None:
     levit = _learned(name, CHANGE)
     again = restore(dump(levit))
-    assert again.training is not None
+    assert again.mixture.encoder is not None
     slots = torch.arange(len(again.replay))
     assert not again.replay.columns["ready"][slots].any()
 
-    again.training._make_ready(again.replay, slots)
+    made = again.mixture.encoder.replayed(again.replay, slots)
 
-    expected = levit.replay.columns["tokens"][slots]
-    assert torch.equal(again.replay.columns["tokens"][slots], expected)
+    assert torch.equal(made, levit.replay.columns["tokens"][slots])
+    assert torch.equal(again.replay.columns["tokens"][slots], made)
 
 
 def test_a_learner_stopped_while_read_outs_that_forget_answer_goes_on_so() -> None:

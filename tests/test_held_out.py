@@ -6,10 +6,19 @@ from torch import Generator
 
 from learner.adaptive import AdaptiveLEViT
 from learner.adaptive_training import AdaptiveTraining
-from learner.held_out import FEWEST, FIRST_BOUND, FIRST_RIDGES, MOST, fallen_bound, judged
+from learner.held_out import (
+    FEWEST,
+    FIRST_BOUND,
+    FIRST_RIDGES,
+    MOST,
+    HeldFeatures,
+    fallen_bound,
+    judged,
+)
 from learner.reservoir import ReplayBuffer
 from learner.splitmix import sample_keys
-from tests.adaptive_streams import CONFIGS, caught, changing, grown, tiny
+from learner.tokenizer import Grids, Tokenizer
+from tests.adaptive_streams import CONFIGS, caught, changing, facts, grown, tiny
 from tests.streams import BATCH, CLASSES, Shift
 
 Id = tuple[int, ...]
@@ -124,7 +133,12 @@ def test_verdict_names_a_ridge_of_the_list_and_judges_every_part(name: str) -> N
     assert known is not None
 
     verdict = judged(
-        levit.mixture, known.memory, (levit.replay, FIRST_BOUND), None, everything=True
+        levit.mixture,
+        known.memory,
+        (levit.replay, FIRST_BOUND),
+        None,
+        everything=True,
+        kept=HeldFeatures.none(),
     )
 
     assert verdict is not None
@@ -142,9 +156,63 @@ def test_part_that_answers_at_random_is_given_little_say() -> None:
     with torch.no_grad():
         network.head.weight_KD.normal_(generator=Generator().manual_seed(0))
 
-    verdict = judged(levit.mixture, known.memory, (levit.replay, 0), 0.1, everything=False)
+    verdict = judged(
+        levit.mixture,
+        known.memory,
+        (levit.replay, 0),
+        0.1,
+        everything=False,
+        kept=HeldFeatures.none(),
+    )
 
     assert verdict is not None
     for pool in verdict.pools.values():
         memory, _, network_weight, _, _ = pool.weight_M.tolist()
         assert network_weight < 0.25 * memory
+
+
+@pytest.mark.parametrize("name", ["grey", "colour", "series", "vectors"])
+def test_features_kept_are_those_that_would_be_made_and_only_others_are_made(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levit = grown(name)
+    encoder, replay = levit.mixture.encoder, levit.replay
+    assert encoder is not None
+    asked, honest = list[int](), Tokenizer.__call__
+
+    def noted(own: Tokenizer, x: torch.Tensor) -> Grids:
+        asked.append(len(x))
+        return honest(own, x)
+
+    monkeypatch.setattr(Tokenizer, "__call__", noted)
+    half, whole = replay.below(FIRST_BOUND), replay.below(0)
+    patched = encoder.patches is not None
+    fresh = encoder(replay.x[whole])
+
+    _, kept = HeldFeatures.none().encoded(encoder, replay, half)
+    more, kept = kept.encoded(encoder, replay, whole)
+    fewer, kept = kept.encoded(encoder, replay, half)
+
+    assert 0 < len(half) < len(whole)
+    assert asked == ([len(whole), len(half), len(whole) - len(half)] if patched else [])
+    assert len(kept.keys_H) == (len(half) if patched else 0)
+    for field in ("features_BF", "own_BO", "tokens_BRNE", "view_BV", "smooth_BS"):
+        assert torch.equal(getattr(more, field), getattr(fresh, field))
+    assert torch.equal(fewer.features_BF, fresh.features_BF[: len(half)])
+
+
+def test_features_of_samples_that_were_undone_are_not_taken_for_others() -> None:
+    """A mini-batch that fails leaves its number, and so its samples' keys, to the next one."""
+    levit, twin = grown("grey"), grown("grey")
+    failing, next_one = (Shift((1, 8, 8), seed).of(0, 300) for seed in (1, 2))
+    before = levit.undo_point()
+    levit.observe(failing, torch.zeros(300, dtype=torch.int64))
+    levit.undo(before)
+
+    for own in (levit, twin):
+        own.observe(next_one, torch.zeros(300, dtype=torch.int64))
+
+    assert levit.knowledge is not None
+    assert twin.knowledge is not None
+    assert len(levit.knowledge.kept.keys_H) > 0
+    assert facts(levit.knowledge.kept) == facts(twin.knowledge.kept)
