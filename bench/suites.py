@@ -84,7 +84,7 @@ SUITES: Mapping[str, Sequence[Entry]] = {
         *_entries([*GREY, *COLOUR, *IN_TIME], ["default"], 1),
         *_entries(["unchanging_mnist"], ["default"], 3),
         *_entries(["split_cifar10"], ["default"], 1, budget=0, statistics_mib=18),
-        *_entries(["split_mnist"], ["default"], 1, budget=0, statistics_mib=4),
+        *_entries(["split_mnist"], ["default"], 1, budget=0, statistics_mib=8),
         *_entries([*GREY, "unchanging_mnist"], COMPARED, 5),
         *_entries(["split_mnist"], ["finetune", "ncm"], 5),
         *_entries(COLOUR, ["slda", "randumb"], 3),
