@@ -55,15 +55,16 @@ class HeldFeatures:
         if encoder.patches is None:
             return encoder(x), self
         keys_H = sample_keys(replay.ids_S2[slots_H], replay.salt)
-        place_H = torch.searchsorted(self.keys_H, keys_H).clamp(max=max(0, len(self.keys_H) - 1))
-        known_H = torch.zeros(len(keys_H), dtype=torch.bool)
-        if len(self.keys_H):
-            known_H = self.keys_H[place_H] == keys_H
+        known_H = torch.isin(keys_H, self.keys_H)
         features_HF = torch.empty(len(keys_H), encoder.patches.features, device=x.device)
         if known_H.any():
-            features_HF[known_H] = self.features_HF[place_H[known_H]]
+            place = torch.searchsorted(self.keys_H, keys_H[known_H])
+            features_HF[known_H] = self.features_HF[place]
         if not known_H.all():
-            features_HF[~known_H] = encoder.patches(x[~known_H]).features_BF
+            made, slots = encoder.patches(x[~known_H]), slots_H[~known_H]
+            features_HF[~known_H] = made.features_BF
+            replay.columns["tokens"][slots] = made.tokens_BRNE
+            replay.columns["ready"][slots] = True
         grids = Grids(features_HF, encoder.replayed(replay, slots_H))
         return encoder(x, grids), HeldFeatures(keys_H, features_HF)
 
