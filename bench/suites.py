@@ -98,7 +98,9 @@ SUITES: Mapping[str, Sequence[Entry]] = {
         *_entries(["split_mnist"], SPLIT_MNIST_PEERS, 1),
         *_entries(["split_cifar10"], SPLIT_CIFAR10_PEERS, 1),
         *_entries(["split_mnist"], REPLAYING, 1, state_bytes=OUR_BYTES["split_mnist"]),
-        *_entries(["split_cifar10"], SPLIT_CIFAR10_PEERS, 1, state_bytes=OUR_BYTES["split_cifar10"]),
+        *_entries(
+            ["split_cifar10"], SPLIT_CIFAR10_PEERS, 1, state_bytes=OUR_BYTES["split_cifar10"]
+        ),
         *_entries(GREY[1:], ["avalanche-er"], 1),
         *(
             Entry(row=Row(stream=stream, method=method, batch=1))
