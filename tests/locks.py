@@ -16,9 +16,11 @@ LOCKS = (
     "requirements-build.lock",
     "requirements-audit.lock",
 )
+TOGETHER = LOCKS[:3]
+"""Those that one call of pip installs; the scanner has an environment of its own."""
 _LOCKED = re.compile(
-    r"(?P<name>[\w.-]+)==(?P<version>[\w.!+]+)(?: ; (?P<marker>[^\\\n]+))?"
-    r"(?: \\\n    --hash=sha256:[0-9a-f]{64})+"
+    r"(?P<name>[\w.-]+)(?:\[(?P<extras>[\w,.-]+)\])?==(?P<version>[\w.!+]+)"
+    r"(?: ; (?P<marker>[^\\\n]+))?(?: \\\n    --hash=sha256:[0-9a-f]{64})+"
 )
 
 
@@ -34,6 +36,15 @@ def locked(text: str, python: str | None = None) -> dict[str, str]:
         canonicalize_name(one["name"]): one["version"]
         for one in found
         if python is None or _holds(one["marker"], python)
+    }
+
+
+def extras(text: str) -> dict[str, set[str]]:
+    """Return the extras that a lock names beside each of its packages."""
+    found = filter(None, map(_LOCKED.fullmatch, _requirements(text)))
+    return {
+        canonicalize_name(one["name"]): set(filter(None, (one["extras"] or "").split(",")))
+        for one in found
     }
 
 

@@ -13,7 +13,17 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.locks import LOCKS, ROOT, below_floor, floors, locked, torch_version, unlocked
+from tests.locks import (
+    LOCKS,
+    ROOT,
+    TOGETHER,
+    below_floor,
+    extras,
+    floors,
+    locked,
+    torch_version,
+    unlocked,
+)
 from tests.sbom import bill
 
 STARTERS = {"a1_coverage.pth", "distutils-precedence.pth", "_virtualenv.pth"}
@@ -110,8 +120,41 @@ def test_what_a_locked_package_needs_on_any_python_is_locked_too(python: str) ->
     assert needed - set(versions) == set()
 
 
+def without_extras(named: dict[str, set[str]]) -> list[str]:
+    """Return what installed packages of a lock ask for with an extra that the lock leaves out.
+
+    pip takes such a requirement for one of its own, finds no hash for the newest release, and
+    refuses to install anything from the day that one is newer than the lock.
+    """
+    asked = [
+        (installed.name, one)
+        for installed in distributions()
+        if canonicalize_name(installed.name) in named
+        for one in map(Requirement, installed.requires or [])
+        if one.extras and (one.marker is None or one.marker.evaluate({"extra": ""}))
+    ]
+    return [
+        f"{name} asks for {one}"
+        for name, one in asked
+        if not one.extras <= named.get(canonicalize_name(one.name), set())
+    ]
+
+
+def test_a_lock_names_the_extras_that_its_packages_ask_for() -> None:
+    together = "".join((ROOT / lock).read_text(encoding="utf-8") for lock in TOGETHER)
+
+    assert without_extras(extras(together)) == []
+
+
+def test_an_extra_that_a_lock_leaves_out_would_be_noticed() -> None:
+    together = "".join((ROOT / lock).read_text(encoding="utf-8") for lock in TOGETHER)
+    named = extras(together.replace("coverage[toml]==", "coverage=="))
+
+    assert len(without_extras(named)) == 1
+
+
 def test_torch_is_in_no_lock_and_the_same_version_everywhere() -> None:
-    held = set().union(*(locked((ROOT / lock).read_text(encoding="utf-8")) for lock in LOCKS))
+    held = set().union(*(locked((ROOT / lock).read_text(encoding="utf-8")) for lock in TOGETHER))
 
     assert "torch" not in held
     assert f"TORCH ?= torch=={torch_version()}\n" in (ROOT / "Makefile").read_text()
