@@ -54,7 +54,7 @@ export class Chart {
     const axis = { stroke: soft, grid, ticks: grid, font: "12px system-ui", labelFont: "12px system-ui", labelSize: 18, labelGap: 0 };
     const series = this.lines.map((line) => ({
       label: line.label, stroke: look(line.colour), width: 2, dash: line.dash, spanGaps: true, points: { show: false },
-      paths: line.step ? uPlot.paths.stepped({ align: -1 }) : undefined, value: (_, v) => (v === null || v === undefined ? "–" : this.y.show(v)),
+      paths: line.step ? uPlot.paths.stepped({ align: 1 }) : undefined, value: (_, v) => (v === null || v === undefined ? "–" : this.y.show(v)),
     }));
     this.plot = new uPlot({
       ...this.size(), series: [{ label: "Sample", value: (_, v) => whole(v) }, ...series],
